@@ -1,0 +1,103 @@
+"""What goes into the engine and what comes out, as plain data.
+
+Knows nothing about torch, text or HTTP. A request is immutable and fully resolved: every default filled in,
+every limit checked. Outputs are merged, never queued (`mailbox.py`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from samplers.chain import Chain
+
+
+class FinishReason(StrEnum):
+    """Why a choice ended. `ERROR` and `ABORT` never reach the wire under these names."""
+
+    STOP = "stop"
+    LENGTH = "length"
+    ERROR = "error"
+    ABORT = "abort"
+
+
+@dataclass(frozen=True)
+class DecodeRequest:
+    """One request for `n` choices of one prompt."""
+
+    id: str
+    prompt_ids: tuple[int, ...]  # at least one; every id inside the vocabulary
+    chain: Chain  # resolved stages and draw, in executed order
+    seed: int  # signed 64-bit
+    max_tokens: int  # 0 only scores the prompt; prompt + max_tokens <= max_model_len
+    n: int = 1
+    first_choice: int = 0  # choice word of the first choice
+    min_tokens: int = 0
+    eos_token_ids: frozenset[int] = frozenset()  # end a choice; empty under `ignore_eos`
+    stop_token_ids: frozenset[int] = frozenset()  # likewise, named by the request
+    logprobs: int | None = None  # None: none; k: the token's and the top k of every generated token
+    prompt_logprobs: int | None = None  # the same for prompt tokens (turns off prefix-cache lookup)
+    processed_logprobs: bool = False  # report the final row instead of the raw one
+    logprob_token_ids: tuple[int, ...] = ()  # report these ids as well, for every generated token
+    priority: int = 0  # lower runs first
+    cache_salt: str = ""  # requests share cached prefixes only under one salt
+
+
+@dataclass(frozen=True)
+class TokenScore:
+    """Log-probabilities at one position; natural logs, -inf possible."""
+
+    logprob: float  # of the token itself
+    rank: int  # 1 = most probable
+    top: tuple[tuple[int, float], ...]  # (token id, logprob), descending, ties to the lower id
+    extra: tuple[tuple[int, float], ...] = ()  # the ids of `logprob_token_ids`
+
+
+@dataclass(frozen=True)
+class Finish:
+    """The end of one choice."""
+
+    reason: FinishReason
+    stop_token_id: int | None = None  # the EOS or stop id that ended it (it is the last of `token_ids`)
+    error_code: str | None = None  # with ERROR: 'constraint_unsatisfiable' or 'internal_error'
+    message: str = ""
+
+
+@dataclass
+class Delta:
+    """New tokens of one choice since the last output."""
+
+    choice: int  # 0-based within the request
+    token_ids: list[int] = field(default_factory=list)
+    scores: list[TokenScore] = field(default_factory=list)  # one per token when logprobs were asked for
+    cumulative_logprob: float = 0.0  # raw, over all tokens of the choice so far
+    finish: Finish | None = None
+
+    def absorb(self, later: Delta) -> None:
+        """Append a later delta of the same choice."""
+        self.token_ids += later.token_ids
+        self.scores += later.scores
+        self.cumulative_logprob = later.cumulative_logprob
+        self.finish = later.finish
+
+
+@dataclass
+class Output:
+    """Everything new about one request since the consumer last looked."""
+
+    deltas: dict[int, Delta] = field(default_factory=dict)  # by choice
+    prompt_scores: list[TokenScore | None] | None = None  # per prompt token, first None
+    cached_tokens: int = 0  # prompt tokens served from the prefix cache
+    scored: bool = False  # a request with max_tokens 0 is complete
+
+    def absorb(self, later: Output) -> None:
+        """Merge a later output into this one."""
+        for choice, delta in later.deltas.items():
+            if choice in self.deltas:
+                self.deltas[choice].absorb(delta)
+            else:
+                self.deltas[choice] = delta
+        if later.prompt_scores is not None:
+            self.prompt_scores = later.prompt_scores
+        self.cached_tokens = max(self.cached_tokens, later.cached_tokens)
+        self.scored = self.scored or later.scored

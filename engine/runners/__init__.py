@@ -1,0 +1,1 @@
+"""Model runners: `torch` runs a model in-process; `base` is the contract they share."""

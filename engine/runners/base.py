@@ -1,0 +1,91 @@
+"""The contract of a runner: what the server may ask of whatever executes the model.
+
+Knows nothing about HTTP. `Executor`, the step-level half of the torch runner, lives beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Protocol
+
+from engine.request import DecodeRequest, Output
+
+
+class Capability(StrEnum):
+    """What a request may need from a runner; a lacking one is a 400 that names a runner that has it."""
+
+    LOGIT_ROWS = "logit_rows"
+    FORK = "fork"
+    TREES = "trees"
+    INPUT_EMBEDDINGS = "input_embeddings"
+    HIDDEN_STATES = "hidden_states"
+    PROMPT_LOGPROBS = "prompt_logprobs"
+
+
+class RunnerError(Exception):
+    """Base of what `submit` can raise."""
+
+
+class Overloaded(RunnerError):
+    """The queue is full, the runner is closing, or the engine has died. The server answers 503."""
+
+
+class TooLarge(RunnerError):
+    """The request could never fit into the KV memory, whatever else runs. The server answers 400."""
+
+
+@dataclass(frozen=True)
+class Health:
+    """`ready` is true only when the next request would be served."""
+
+    ready: bool
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Stats:
+    """A consistent snapshot taken at the last step boundary; counters only grow."""
+
+    requests_running: int = 0
+    requests_waiting: int = 0
+    kv_pages_total: int = 0
+    kv_pages_in_use: int = 0  # referenced by live branches
+    kv_pages_cached: int = 0  # unreferenced, kept for their prefix
+    slots_total: int = 0
+    slots_in_use: int = 0
+    generated_tokens: int = 0
+    prompt_tokens: int = 0
+    cached_prompt_tokens: int = 0
+    preemptions: int = 0
+    steps: int = 0
+    step_seconds: dict[str, float] | None = None  # cumulative, by part: schedule, forward, sample, deliver
+
+
+class Runner(Protocol):
+    """Executes requests. All methods are called from the event loop."""
+
+    name: str  # 'torch', 'vllm'
+    capabilities: frozenset[Capability]
+    vocab_size: int
+    max_model_len: int
+
+    def submit(self, request: DecodeRequest) -> AsyncIterator[Output]:
+        """Start a request and yield its merged outputs until every choice has finished.
+
+        Closing the iterator early aborts the request. Raises `Overloaded` or `TooLarge` before the first output.
+        """
+        ...
+
+    def abort(self, request_id: str, choice: int | None = None) -> None:
+        """End a request, or one choice of it, at the next step boundary; unknown ids are ignored."""
+        ...
+
+    def health(self) -> Health: ...
+
+    def stats(self) -> Stats: ...
+
+    async def close(self, grace_s: float = 30.0) -> None:
+        """Refuse new work, let running requests finish within the grace period, abort the rest, join."""
+        ...

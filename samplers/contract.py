@@ -1,0 +1,155 @@
+"""The contract of samplers: a `Stage` maps rows of logits to rows of logits, a `Draw` picks one token of each.
+
+Both are stateless objects; what must be remembered between tokens lives in a `State`, keyed by request slot.
+A row is one distribution; rows never see each other.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+import torch
+from torch import Tensor
+
+
+class SamplerError(ValueError):
+    """A request names a sampler or a value that does not exist; `param` is the dotted path of the field."""
+
+    def __init__(self, message: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
+
+
+@dataclass(frozen=True)
+class Param:
+    """One scalar parameter of a stage or draw: its flat API name, type, range and neutral value."""
+
+    name: str
+    kind: type  # float, int or bool
+    neutral: float | int | bool  # at this value the stage is an exact no-op
+    low: float = -math.inf
+    high: float = math.inf
+    low_open: bool = False  # the lower end itself is not allowed
+    high_open: bool = False
+    also: tuple[float, ...] = ()  # values outside the range that mean "off"
+    default: float | int | bool | None = None  # value when the stage is named without it; None: the neutral one
+
+    @property
+    def when_named(self) -> float | int | bool:
+        return self.neutral if self.default is None else self.default
+
+    def check(self, value: Any, path: str) -> float | int | bool:
+        """The value in its own type. Raises SamplerError for a wrong type, NaN or a value out of range."""
+        if self.kind is bool:
+            if not isinstance(value, bool):
+                raise SamplerError(f"'{path}' must be true or false", path)
+            return value
+        if isinstance(value, bool) or not isinstance(value, (int, float)):
+            raise SamplerError(f"'{path}' must be {'an integer' if self.kind is int else 'a number'}", path)
+        if not math.isfinite(value):
+            raise SamplerError(f"'{path}' must be finite", path)
+        if self.kind is int and value != int(value):
+            raise SamplerError(f"'{path}' must be an integer", path)
+        if value in self.also:
+            return self.neutral
+        below = value <= self.low if self.low_open else value < self.low
+        above = value >= self.high if self.high_open else value > self.high
+        if below or above:
+            raise SamplerError(f"'{path}' must be in {self.range_text()}, got {value}", path)
+        return self.kind(value)
+
+    def range_text(self) -> str:
+        left = "(" if self.low_open or self.low == -math.inf else "["
+        right = ")" if self.high_open or self.high == math.inf else "]"
+        off = f" or {' or '.join(f'{v:g}' for v in self.also)} (off)" if self.also else ""
+        return f"{left}{self.low:g}, {self.high:g}{right}{off}"
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes a state needs to allocate its tensors."""
+
+    slots: int
+    vocab: int
+    device: torch.device
+
+
+@dataclass(frozen=True)
+class Admission:
+    """What a state may learn when a slot is taken: the parameters and tokens so far."""
+
+    values: Mapping[str, Any]  # this stage's own parameters, scalar or not
+    prompt_ids: Sequence[int]
+    output_ids: Sequence[int]  # non-empty after a fork into a new slot or a resume
+    ending_ids: frozenset[int] = frozenset()  # EOS and stop ids of the request
+    min_tokens: int = 0
+
+
+class State(Protocol):
+    """What a stage remembers per slot. All tensors are owned by the state; slots are stable until freed."""
+
+    def admit(self, slot: int, admission: Admission) -> None:
+        """Fully overwrite the slot."""
+        ...
+
+    def accept(self, slots: Tensor, tokens: Tensor) -> None:
+        """Commit one token to each of these distinct slots. slots, tokens: [R] int64."""
+        ...
+
+    def snapshot(self, slot: int) -> Any:
+        """What `restore` needs to undo every accept made after this call."""
+        ...
+
+    def restore(self, slot: int, snapshot: Any) -> None: ...
+
+    def fork(self, parent: int, child: int) -> None:
+        """Copy a slot; both go on independently."""
+        ...
+
+    def free(self, slot: int) -> None: ...
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of one call. A slot may occur more than once (rows of a draft tree)."""
+
+    slots: Tensor  # [R] int64, device; request slot of each row
+    positions: Tensor  # [R] int64, device; output position t of the token to draw
+
+
+class Stage(Protocol):
+    """Maps logits to logits. Registered under `name`, ordered by `order` (samplers.md section 3)."""
+
+    name: ClassVar[str]
+    order: ClassVar[float]
+    params: ClassVar[tuple[Param, ...]]
+    structured: ClassVar[tuple[str, ...]]  # non-scalar fields, checked by `parse`, delivered by Admission.values
+    in_greedy: ClassVar[bool]  # runs at temperature 0 as well (masks, bias, penalties)
+
+    def parse(self, field: str, value: Any, path: str) -> Any:
+        """The checked value of a structured field. Raises SamplerError."""
+        ...
+
+    def is_neutral(self, values: Mapping[str, Any]) -> bool:
+        """True when these values change nothing; the stage is then not scheduled for the request."""
+        ...
+
+    def new_state(self, shape: Shape) -> State | None: ...
+
+    def shape(self, logits: Tensor, params: Mapping[str, Tensor], rows: Rows, state: State | None) -> Tensor:
+        """logits [R, V] fp32 -> [R, V] fp32; params[name] is [R]. Must not modify `logits` in place."""
+        ...
+
+
+class Draw(Protocol):
+    """Picks one token per row of the final logits."""
+
+    name: ClassVar[str]
+    params: ClassVar[tuple[Param, ...]]
+
+    def pick(self, logits: Tensor, params: Mapping[str, Tensor], rows: Rows, noise: Any) -> Tensor:
+        """logits [R, V] fp32 -> tokens [R] int64. `noise` gives uniforms by purpose (`rng.Noise`)."""
+        ...
