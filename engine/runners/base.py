@@ -32,6 +32,10 @@ class Overloaded(RunnerError):
     """The queue is full, the runner is closing, or the engine has died. The server answers 503."""
 
 
+class EngineFailed(RunnerError):
+    """The engine stopped while the request was running. The server answers 503."""
+
+
 class TooLarge(RunnerError):
     """The request could never fit into the KV memory, whatever else runs. The server answers 400."""
 
@@ -50,6 +54,7 @@ class Stats:
 
     requests_running: int = 0
     requests_waiting: int = 0
+    queued_tokens: int = 0  # prompt tokens of sequences that wait
     kv_pages_total: int = 0
     kv_pages_in_use: int = 0  # referenced by live branches
     kv_pages_cached: int = 0  # unreferenced, kept for their prefix

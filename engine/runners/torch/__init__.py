@@ -1,0 +1,1 @@
+"""The default runner: any attention-only Hugging Face decoder, in this process, on CPU or one GPU."""

@@ -1,0 +1,246 @@
+"""Paged attention on CPU: a few fused calls over views of the pool, merged by log-sum-exp; nothing is gathered.
+
+The plan of a step is made once per window size and reused by every layer. Its parts:
+  Lanes   decode rows whose keys start at regularly spaced slots: one call over a strided view of the pool
+  Shared  rows of neighbouring spans over one run of slots (a common prefix, or the context of a prompt chunk)
+  Local   this step's rows of one span among themselves, causal or by ancestors
+A row may occur in several parts; every part also returns its log-sum-exp, and parts are merged per row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from engine.runners.torch.kernels import HIDDEN, apply_sinks, causal_cpu, merge, segment_cpu, segment_plain
+from engine.runners.torch.lanes import Lane, regular_lanes
+from engine.runners.torch.layers import LayerSpec
+from engine.runners.torch.pool import KvPool
+from engine.runners.torch.step import Run, Span, Step
+
+
+@dataclass(frozen=True)
+class Lanes:
+    rows: Tensor | slice  # rows of T, one per lane
+    start: int  # first slot of lane 0
+    stride: int  # slots from lane to lane
+    count: int
+    length: int  # slots of the longest lane
+    mask: Tensor | None  # [count, 1, 1, length] fp32, hides what lies beyond a lane's own length
+
+
+@dataclass(frozen=True)
+class Shared:
+    rows: slice
+    start: int
+    stop: int
+    mask: Tensor | None  # [rows * G, keys] fp32
+
+
+@dataclass(frozen=True)
+class Local:
+    rows: slice
+    mask: Tensor | None  # [rows, rows] fp32; None: causal
+
+
+Part = Lanes | Shared | Local
+
+
+@dataclass(frozen=True)
+class Plan:
+    parts: tuple[tuple[Part, bool], ...]  # (part, True when none of its rows occurred before)
+    whole: bool  # one part covers all rows in order: its output is the answer
+
+
+class CpuAttention:
+    """`Backend` over a head-major pool."""
+
+    def __init__(self, pool: KvPool) -> None:
+        assert pool.head_major
+        self._pool = pool
+        self._step: Step | None = None
+        self._plans: dict[tuple[int | None, int | None, int], Plan] = {}
+
+    def prepare(self, step: Step) -> None:
+        self._step = step
+        self._plans.clear()
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        assert self._step is not None
+        spec = self._pool.layers[layer]
+        self._pool.write(layer, self._step.slots, key, value)
+        kind = (spec.window, spec.chunk, spec.group_size)
+        plan = self._plans.get(kind)
+        if plan is None:
+            plan = self._plans[kind] = _plan(self._step, spec, self._pool.num_slots)
+        rows = query[0].transpose(0, 1)  # [T, Hq, D]
+        if plan.whole:
+            out, lse = self._run(plan.parts[0][0], layer, spec, rows, key, value)
+        else:
+            out = torch.empty(rows.shape, dtype=torch.float32)
+            lse = torch.full(rows.shape[:2], HIDDEN)
+            for part, fresh in plan.parts:
+                one, one_lse = self._run(part, layer, spec, rows, key, value)
+                if not fresh:
+                    one, one_lse = merge(out[part.rows], lse[part.rows], one, one_lse)
+                out[part.rows] = one.to(out.dtype)
+                lse[part.rows] = one_lse
+        if spec.sinks is not None:
+            out = apply_sinks(out, lse, spec.sinks)
+        return out.to(query.dtype)[None, ..., : spec.value_size]
+
+    def _run(
+        self, part: Part, layer: int, spec: LayerSpec, rows: Tensor, key: Tensor, value: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """(out [n, Hq, D], lse [n, Hq] fp32) of one part."""
+        if isinstance(part, Local):
+            return self._local(part, spec, rows, key, value)
+        heads, group, size = spec.kv_heads, spec.group_size, spec.key_size
+        keys, values = self._pool.keys[layer], self._pool.values[layer]
+        asked = rows[part.rows]
+        count = asked.shape[0]
+        if isinstance(part, Lanes):
+            shape = (part.count, heads, part.length, size)
+            strides = (part.stride * size, keys.stride(0), size, 1)
+            offset = part.start * size
+            out, lse = self._segment(
+                spec,
+                asked.reshape(count, heads, group, size),
+                keys.as_strided(shape, strides, offset),
+                values.as_strided(shape, strides, offset),
+                part.mask,
+            )
+            return out.reshape(count, -1, size), lse.reshape(count, -1)
+        run = slice(part.start, part.stop)
+        as_rows = asked.reshape(count, heads, group, size).transpose(0, 1).reshape(1, heads, count * group, size)
+        out, lse = self._segment(spec, as_rows, keys[None, :, run], values[None, :, run], part.mask)
+        out = out.reshape(heads, count, group, size).transpose(0, 1).reshape(count, -1, size)
+        return out, lse.reshape(heads, count, group).transpose(0, 1).reshape(count, -1)
+
+    def _local(self, part: Local, spec: LayerSpec, rows: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        if spec.value_size != spec.key_size:
+            value = torch.nn.functional.pad(value, (0, spec.key_size - spec.value_size))
+        asked = rows[part.rows].transpose(0, 1)[None]  # [1, Hq, n, D]
+        key, value = key[:, :, part.rows], value[:, :, part.rows]
+        if part.mask is None and spec.softcap is None:
+            out, lse = causal_cpu(asked, key, value, spec.scale)
+        else:
+            mask = part.mask if part.mask is not None else _mask(np.tri(asked.shape[2], dtype=bool))
+            out, lse = self._segment(spec, asked, key, value, mask)
+        return out[0].transpose(0, 1), lse[0].transpose(0, 1)
+
+    @staticmethod
+    def _segment(spec: LayerSpec, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+        if spec.softcap is not None:  # no fused kernel caps the scores
+            return segment_plain(query, key, value, spec.scale, mask, spec.softcap)
+        return segment_cpu(query, key, value, spec.scale, mask)
+
+
+def _plan(step: Step, spec: LayerSpec, num_slots: int) -> Plan:
+    parts: list[Part] = []
+    levels: list[list[Lane]] = []  # a row's k-th lane goes to level k, so a call never holds a row twice
+    shared = _shared_lengths(step, spec)
+    for group in step.groups:
+        first, last = step.spans[group.first], step.spans[group.first + group.count - 1]
+        if shared[group.first]:
+            rows = slice(first.start, last.stop)
+            parts += [Shared(rows, a, b, None) for a, b, _ in _trim(first.runs, 0, group.length)]
+    for index, span in enumerate(step.spans):
+        if span.is_decode:
+            low = max(shared[index], spec.first_visible(span.context))
+            for depth, (a, b, _) in enumerate(_trim(span.runs, low, span.context + 1)):
+                while len(levels) <= depth:
+                    levels.append([])
+                levels[depth].append(Lane(span.start, a, b - a))
+        else:
+            parts += _block_parts(span, spec, shared[index])
+    for level in levels:
+        parts += [_lanes(batch) for batch in regular_lanes(tuple(level), num_slots)]
+    return _ordered(parts, step.rows)
+
+
+def _shared_lengths(step: Step, spec: LayerSpec) -> list[int]:
+    """Per span: how many leading tokens are attended to together with its group; 0 where a window forbids it."""
+    lengths = [0] * len(step.spans)
+    for group in step.groups:
+        members = range(group.first, group.first + group.count)
+        if all(spec.first_visible(_last_position(step.spans[i])) == 0 for i in members):
+            for i in members:
+                lengths[i] = group.length
+    return lengths
+
+
+def _last_position(span: Span) -> int:
+    return span.context + (span.count - 1 if span.depths is None else int(span.depths.max()))
+
+
+def _positions(span: Span) -> np.ndarray:
+    return span.context + (np.arange(span.count) if span.depths is None else span.depths)
+
+
+def _trim(runs: tuple[Run, ...], low: int, high: int) -> Iterator[tuple[int, int, int]]:
+    """(first slot, end slot, first token) of the pieces that hold tokens [low, high)."""
+    at = 0
+    for start, stop in runs:
+        a, b = max(low, at), min(high, at + stop - start)
+        if a < b:
+            yield start + a - at, start + b - at, a
+        at += stop - start
+
+
+def _block_parts(span: Span, spec: LayerSpec, low: int) -> Iterator[Part]:
+    """Context and local part of a prompt chunk or a tree."""
+    rows = slice(span.start, span.stop)
+    positions = _positions(span)
+    visible = np.array([spec.first_visible(int(p)) for p in positions]) if not spec.is_full else np.zeros(span.count, int)
+    for a, b, token in _trim(span.runs, max(low, int(visible.min())), span.context):
+        mask = None
+        if visible.max() > token:
+            seen = (token + np.arange(b - a))[None, :] >= visible[:, None]
+            mask = _mask(np.repeat(seen, spec.group_size, 0))
+        yield Shared(rows, a, b, mask)
+    local = np.tri(span.count, dtype=bool) if span.tree is None else span.tree
+    hidden = visible.max() > positions.min()
+    if span.tree is None and not hidden:
+        yield Local(rows, None)
+    else:
+        yield Local(rows, _mask(local & (positions[None, :] >= visible[:, None])))
+
+
+def _mask(seen: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.where(seen, np.float32(0), np.float32(HIDDEN)))
+
+
+def _lanes(batch: tuple[Lane, ...]) -> Lanes:
+    lengths = [lane.length for lane in batch]
+    longest = max(lengths)
+    mask = None
+    if min(lengths) < longest:
+        seen = np.arange(longest)[None, :] < np.array(lengths)[:, None]
+        mask = _mask(seen)[:, None, None, :]
+    rows = [lane.row for lane in batch]
+    in_order = rows == list(range(rows[0], rows[0] + len(rows)))
+    return Lanes(
+        slice(rows[0], rows[0] + len(rows)) if in_order else torch.tensor(rows),
+        batch[0].start,
+        batch[1].start - batch[0].start if len(batch) > 1 else longest,
+        len(batch),
+        longest,
+        mask,
+    )
+
+
+def _ordered(parts: list[Part], total: int) -> Plan:
+    seen = np.zeros(total, bool)
+    ordered = []
+    for part in parts:
+        rows = part.rows if isinstance(part.rows, slice) else part.rows.numpy()
+        ordered.append((part, not seen[rows].any()))
+        seen[rows] = True
+    assert seen.all()
+    whole = len(parts) == 1 and parts[0].rows == slice(0, total)
+    return Plan(tuple(ordered), whole)

@@ -1,0 +1,223 @@
+"""Executes one planned step: pages and rows in, drawn tokens and their log-probabilities out.
+
+Owns the model, the KV pool and the sampler state of every slot. Runs in the engine thread, under inference mode.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence as Many
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from engine.pages import Pages
+from engine.request import TokenScore
+from engine.runners.torch.attention import Backend
+from engine.runners.torch.attention_cpu import CpuAttention
+from engine.runners.torch.attention_plain import PlainAttention
+from engine.runners.torch.forward import Forward
+from engine.runners.torch.loader import LoadedModel, Sizes
+from engine.runners.torch.pool import KvPool
+from engine.runners.torch.scores import token_logprobs, token_scores
+from engine.runners.torch.step import Group, Span, Step
+from engine.scheduler import Work
+from engine.sequence import Sequence
+from samplers.stack import SamplerStack
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A row that could not be drawn from."""
+
+    code: str
+    message: str
+
+
+@dataclass(slots=True)
+class Drawn:
+    """What one sequence drew in this step."""
+
+    sequence: Sequence
+    token: int
+    logprob: float  # raw model distribution
+    score: TokenScore | None = None
+    failure: Failure | None = None
+
+
+@dataclass(slots=True)
+class StepResult:
+    drawn: list[Drawn] = field(default_factory=list)
+    prompt_scores: list[tuple[Sequence, int, list[TokenScore]]] = field(default_factory=list)  # (whose, from, scores)
+    seconds: dict[str, float] = field(default_factory=dict)  # by part: build, forward, sample
+
+
+class TorchExecutor:
+    """Step-level half of the torch runner."""
+
+    def __init__(self, loaded: LoadedModel, sizes: Sizes, attention: str = "auto") -> None:
+        self.loaded = loaded
+        self.pages = Pages(sizes.num_pages, sizes.page_size, contiguous=loaded.device.type == "cpu")
+        self.pool = KvPool(loaded.layers, sizes.num_pages, sizes.page_size, loaded.dtype, loaded.device)
+        self.backend = make_backend(self.pool, loaded, attention)
+        self.forward = Forward(loaded.model, self.backend)
+        self.stack = SamplerStack(sizes.max_seqs, loaded.vocab_size, loaded.device)
+
+    def admit(self, sequence: Sequence) -> None:
+        """Write a sequence's sampling parameters into its slot."""
+        request = sequence.active.request
+        assert sequence.slot is not None
+        self.stack.admit(
+            sequence.slot,
+            request.chain,
+            seed=request.seed,
+            choice=request.first_choice + sequence.choice,
+            prompt_ids=request.prompt_ids,
+            output_ids=sequence.tokens[sequence.prompt_length :],
+            ending_ids=request.eos_token_ids | request.stop_token_ids,
+            min_tokens=request.min_tokens,
+        )
+
+    def free(self, slot: int) -> None:
+        self.stack.free(slot)
+
+    def execute(self, works: list[Work]) -> StepResult:
+        """Run the step. Works are reordered so that sequences with common pages are neighbours."""
+        began = time.perf_counter()
+        result = StepResult()
+        copies = self.pages.drain_copies()
+        if copies:
+            self.pool.copy_pages(copies)
+        works.sort(key=lambda work: work.sequence.branch.pages[0])
+        scored, rows, drawers = self._wanted_rows(works)
+        step = self._build(works, rows)
+        built = time.perf_counter()
+        logits = self.forward(step)
+        done = time.perf_counter()
+        count = len(rows) - len(drawers)
+        at = 0
+        for work, first, number in scored:
+            targets = work.sequence.tokens[first + 1 : first + 1 + number]
+            top = work.sequence.active.request.prompt_logprobs or 0
+            ids = torch.tensor(targets, device=logits.device)
+            scores = token_scores(logits[at : at + number].float(), ids, top)
+            result.prompt_scores.append((work.sequence, first + 1, scores))
+            at += number
+        if drawers:
+            self._draw(logits[count:].float(), drawers, result)
+        result.seconds = {"build": built - began, "forward": done - built, "sample": time.perf_counter() - done}
+        return result
+
+    def _wanted_rows(self, works: list[Work]) -> tuple[list[tuple[Work, int, int]], list[int], list[Sequence]]:
+        """(prompt rows to score: (work, first position, number), rows of T with logits, who draws from the last ones)."""
+        scored, rows, draw_rows, drawers = [], [], [], []
+        start = 0
+        for work in works:
+            sequence = work.sequence
+            if sequence.active.prompt_scores is not None and sequence.choice == 0:
+                number = min(work.count, sequence.prompt_length - 1 - work.context)
+                if number > 0:
+                    scored.append((work, work.context, number))
+                    rows += range(start, start + number)
+            start += work.count
+            draw_rows += [start - 1] * len(work.draws)
+            drawers += work.draws
+        return scored, rows + draw_rows, drawers
+
+    def _build(self, works: list[Work], rows: list[int]) -> Step:
+        ids: list[int] = []
+        positions: list[int] = []
+        slots: list[np.ndarray | list[int]] = []
+        spans: list[Span] = []
+        for work in works:
+            sequence, context, count = work.sequence, work.context, work.count
+            assert sequence.branch is not None
+            runs = tuple(self.pages.runs(sequence.branch, 0, context + count))
+            spans.append(Span(len(ids), count, context, runs))
+            if count == 1:
+                ids.append(sequence.tokens[context])
+                positions.append(context)
+                slots.append([runs[-1][1] - 1])
+            else:
+                ids += sequence.tokens[context : context + count]
+                positions += range(context, context + count)
+                slots.append(self.pages.slots(sequence.branch, context, count))
+        where = np.concatenate(slots).astype(np.int64, copy=False)
+        packed = torch.from_numpy(np.stack([np.array(ids), np.array(positions), where]))
+        packed = packed.to(self.loaded.device, non_blocking=True)
+        logit_rows = torch.tensor(rows, dtype=torch.int64, device=self.loaded.device)
+        return Step(packed[0], packed[1], packed[2], logit_rows, spans, self._groups(works))
+
+    def _groups(self, works: list[Work]) -> list[Group]:
+        """Neighbours that share whole leading pages of their context."""
+        groups = []
+        first = 0
+        while first < len(works):
+            page = works[first].sequence.branch.pages[0]
+            last = first + 1
+            while last < len(works) and works[last].sequence.branch.pages[0] == page:
+                last += 1
+            if last - first > 1:
+                members = works[first:last]
+                shared = self.pages.shared_pages([work.sequence.branch for work in members])
+                shortest = min(work.context for work in members) // self.pages.page_size
+                length = min(shared, shortest) * self.pages.page_size
+                if length:
+                    groups.append(Group(first, last - first, length))
+            first = last
+        return groups
+
+    def _draw(self, logits: Tensor, drawers: list[Sequence], result: StepResult) -> None:
+        slots = np.array([sequence.slot for sequence in drawers])
+        positions = np.array([sequence.position for sequence in drawers])
+        sampled = self.stack.sample(logits, slots, positions)
+        raw = token_logprobs(logits, sampled.tokens)
+        tokens, logprobs = sampled.tokens.tolist(), raw.tolist()
+        drawn = [Drawn(*three) for three in zip(drawers, tokens, logprobs, strict=True)]
+        for row, (code, message) in sampled.failures.items():
+            drawn[row].failure = Failure(code, message)
+        if any(sequence.active.request.logprobs is not None for sequence in drawers):
+            self._score(logits, sampled.processed, sampled.tokens, drawn)
+        alive = [i for i, one in enumerate(drawn) if one.failure is None]
+        if len(alive) == len(drawn):
+            self.stack.accept(slots, sampled.tokens)
+        elif alive:
+            self.stack.accept(slots[alive], sampled.tokens[alive])
+        result.drawn = drawn
+
+    def _score(self, raw: Tensor, processed: Tensor, tokens: Tensor, drawn: list[Drawn]) -> None:
+        """Fill in the scores that were asked for: one call per distinct question, not per request."""
+        asked: dict[tuple[bool, int, tuple[int, ...]], list[int]] = {}
+        for i, one in enumerate(drawn):
+            request = one.sequence.active.request
+            if request.logprobs is not None:
+                question = (request.processed_logprobs, request.logprobs, request.logprob_token_ids)
+                asked.setdefault(question, []).append(i)
+        for (use_processed, top, extra), members in asked.items():
+            source = processed if use_processed else raw
+            scores = token_scores(source[members], tokens[members], top, extra)
+            for i, score in zip(members, scores, strict=True):
+                drawn[i].score = score
+
+    def mend(self, sequence: Sequence) -> None:
+        """Clear NaN out of a failed sequence's KV before its pages are reused."""
+        if sequence.branch is not None:
+            slots = self.pages.slots(sequence.branch, 0, sequence.branch.length)
+            self.pool.mend(torch.from_numpy(slots).to(self.loaded.device))
+
+    def check_integrity(self, live: Many[Sequence]) -> None:
+        """Raises `engine.pages.IntegrityError` when pages and sequences disagree."""
+        self.pages.check_integrity([sequence.branch for sequence in live if sequence.branch is not None])
+
+
+def make_backend(pool: KvPool, loaded: LoadedModel, attention: str) -> Backend:
+    """The attention backend for the device; 'plain' is the slow reference."""
+    if attention == "plain":
+        return PlainAttention(pool)
+    if loaded.device.type == "cpu":
+        return CpuAttention(pool)
+    from engine.runners.torch.attention_cuda import CudaAttention  # needs a CUDA build of torch
+
+    return CudaAttention(pool)

@@ -1,0 +1,143 @@
+"""Loads a model folder or hub id, checks that it can run here, and sizes its KV memory.
+
+Knows nothing about requests. Every refusal is a `UnsupportedModelError` or `SettingsError` with a readable reason.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import psutil
+import torch
+from torch import nn
+from transformers import AutoModelForCausalLM
+
+from engine.runners.torch.attention import NAME, register
+from engine.runners.torch.gate import inspect, text_config
+from engine.runners.torch.layers import LayerSpec
+from engine.runners.torch.pool import bytes_per_token
+from engine.settings import EngineSettings, SettingsError
+
+log = logging.getLogger(__name__)
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class LoadedModel:
+    """A model that has passed the gate, and what is known about it."""
+
+    model: nn.Module
+    layers: list[LayerSpec]
+    device: torch.device
+    dtype: torch.dtype
+    vocab_size: int
+    max_model_len: int
+    eos_token_ids: frozenset[int]
+    generation_defaults: dict[str, Any]  # sampling fields of generation_config.json that are set
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Resolved sizes of one engine."""
+
+    page_size: int
+    num_pages: int  # the dummy page included
+    max_seqs: int
+    max_batch_tokens: int
+    max_queued_tokens: int
+
+
+def load(model_id: str, settings: EngineSettings) -> LoadedModel:
+    """Load and check. Raises UnsupportedModelError, SettingsError or OSError (no such model)."""
+    device = torch.device(settings.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    dtype = getattr(torch, settings.dtype) if settings.dtype else (torch.float32 if device.type == "cpu" else "auto")
+    register()
+    model = AutoModelForCausalLM.from_pretrained(model_id, dtype=dtype, attn_implementation=NAME)
+    return check(model.to(device), settings)
+
+
+def check(model: nn.Module, settings: EngineSettings) -> LoadedModel:
+    """The loaded form of a model that is already in memory. Raises as `load` does."""
+    register()
+    model.eval().requires_grad_(False)
+    with torch.inference_mode():
+        layers = inspect(model)
+    weight = next(model.parameters())
+    config = text_config(model)
+    limit, why = context_limit(config, layers)
+    asked = settings.max_model_len
+    if asked is not None and asked > limit:
+        raise SettingsError(f"max_model_len {asked} is more than the model's {limit} ({why})")
+    generation = model.generation_config
+    eos = generation.eos_token_id if generation.eos_token_id is not None else config.eos_token_id
+    wanted = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty") if generation.do_sample else ()
+    return LoadedModel(
+        model=model,
+        layers=layers,
+        device=weight.device,
+        dtype=weight.dtype,
+        vocab_size=model.get_output_embeddings().weight.shape[0],
+        max_model_len=asked or limit,
+        eos_token_ids=frozenset(eos if isinstance(eos, (list, tuple)) else [] if eos is None else [eos]),
+        generation_defaults={k: v for k in wanted if (v := getattr(generation, k, None)) is not None},
+    )
+
+
+def context_limit(config: Any, layers: list[LayerSpec]) -> tuple[int, str]:
+    """(largest max_model_len, what sets it).
+
+    Dynamic and longrope scaling pick their frequencies from the longest position of the whole packed row, so one
+    long request would change all others: such models stop where the frequencies would switch. A window that the
+    model keeps only in its mask cannot be applied here, so such models stop at the window.
+    """
+    limit, why = config.max_position_embeddings, "max_position_embeddings"
+    rope = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    per_type = rope.values() if rope and all(isinstance(v, dict) for v in rope.values()) else [rope]
+    for parameters in per_type:
+        kind = parameters.get("rope_type", parameters.get("type"))
+        original = parameters.get("original_max_position_embeddings") or getattr(
+            config, "original_max_position_embeddings", None
+        )
+        if kind == "longrope" and original:
+            limit, why = min(limit, original), "original_max_position_embeddings: longrope switches there"
+        elif kind == "dynamic" and original:
+            limit, why = min(limit, original), "original_max_position_embeddings: dynamic RoPE changes there"
+    window = getattr(config, "sliding_window", None)
+    uses_window = getattr(config, "use_sliding_window", True)
+    if window and uses_window and window < limit and all(layer.window is None for layer in layers):
+        types = getattr(config, "layer_types", None)
+        if types is None or "sliding_attention" in types:
+            log.warning("%s keeps its sliding window of %d in a mask; the context is capped there", config.model_type, window)
+            limit, why = window, "a sliding window this runner cannot apply"
+    return limit, why
+
+
+def sizes(loaded: LoadedModel, settings: EngineSettings) -> Sizes:
+    """Resolve every size. Raises SettingsError when the KV memory cannot hold one full sequence."""
+    settings.check()
+    on_cpu = loaded.device.type == "cpu"
+    page = settings.page_size or (64 if on_cpu else 16)
+    max_seqs = settings.max_seqs or (64 if on_cpu else 256)
+    max_batch = settings.max_batch_tokens or (512 if on_cpu else 8192)
+    if max_batch < max_seqs:
+        raise SettingsError(f"max_batch_tokens {max_batch} is less than max_seqs {max_seqs}")
+    per_token = bytes_per_token(loaded.layers, loaded.dtype)
+    useful = max_seqs * (loaded.max_model_len + page) * per_token
+    memory = settings.kv_bytes or min(_memory(loaded), useful)
+    num_pages = 1 + memory // (per_token * page)
+    needed = -(-loaded.max_model_len // page)
+    if num_pages - 1 < needed:
+        raise SettingsError(
+            f"kv_bytes {memory} holds {num_pages - 1} pages of {page} tokens; "
+            f"one sequence of max_model_len {loaded.max_model_len} needs {needed}"
+        )
+    return Sizes(page, num_pages, max_seqs, max_batch, settings.max_queued_tokens or 64 * max_batch)
+
+
+def _memory(loaded: LoadedModel) -> int:
+    if loaded.device.type == "cpu":
+        return min(4 * GIB, psutil.virtual_memory().available // 4)
+    free, _ = torch.cuda.mem_get_info(loaded.device)
+    return int(free * 0.85)

@@ -1,0 +1,74 @@
+"""The torch runner: a loaded model, its executor and the engine thread behind the `Runner` contract."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+
+from engine.engine import Engine, QueueLimits
+from engine.request import DecodeRequest, Output
+from engine.runners.base import Capability, Health, Stats
+from engine.runners.torch.executor import TorchExecutor
+from engine.runners.torch.loader import LoadedModel, load, sizes
+from engine.scheduler import Scheduler
+from engine.settings import EngineSettings
+
+
+class TorchRunner:
+    """Serves one model in this process."""
+
+    name = "torch"
+    capabilities = frozenset(Capability)
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        settings: EngineSettings,
+        model_id: str = "model",
+        on_fatal: Callable[[BaseException], None] | None = None,
+    ) -> None:
+        resolved = sizes(loaded, settings)
+        self.vocab_size = loaded.vocab_size
+        self.max_model_len = loaded.max_model_len
+        self.eos_token_ids = loaded.eos_token_ids
+        self.generation_defaults = loaded.generation_defaults
+        self.executor = TorchExecutor(loaded, resolved, settings.attention)
+        namespace = f"{model_id}|{loaded.dtype}".encode()
+        self.scheduler = Scheduler(
+            self.executor.pages, resolved.max_seqs, resolved.max_batch_tokens, namespace, settings.chunk_tokens
+        )
+        limits = QueueLimits(settings.max_queued_requests, resolved.max_queued_tokens)
+
+        @contextmanager
+        def thread_context() -> Iterator[None]:
+            if settings.threads is not None:
+                torch.set_num_threads(settings.threads)
+            with torch.inference_mode():  # thread-local: has to be entered here
+                yield
+
+        self.engine = Engine(self.executor, self.scheduler, limits, thread_context, on_fatal)
+
+    @classmethod
+    def from_pretrained(
+        cls, model_id: str, settings: EngineSettings, on_fatal: Callable[[BaseException], None] | None = None
+    ) -> TorchRunner:
+        """Load, check and start. Raises UnsupportedModelError, SettingsError or OSError."""
+        return cls(load(model_id, settings), settings, model_id, on_fatal)
+
+    def submit(self, request: DecodeRequest) -> AsyncIterator[Output]:
+        return self.engine.stream(request)
+
+    def abort(self, request_id: str, choice: int | None = None) -> None:
+        self.engine.abort(request_id, choice)
+
+    def health(self) -> Health:
+        return self.engine.health()
+
+    def stats(self) -> Stats:
+        return self.engine.stats()
+
+    async def close(self, grace_s: float = 30.0) -> None:
+        await asyncio.to_thread(self.engine.close, grace_s)

@@ -1,0 +1,165 @@
+"""Decides which tokens are computed in the next step.
+
+Knows nothing about torch or text. There is no prefill or decode phase: a sequence needs tokens computed, a step
+has a budget of rows, running sequences come first. Runs in the engine thread.
+"""
+
+from __future__ import annotations
+
+import bisect
+from dataclasses import dataclass, field
+
+from engine.pages import OutOfPages, Pages
+from engine.sequence import ActiveRequest, Sequence
+
+
+@dataclass(slots=True)
+class Work:
+    """One sequence's share of a step."""
+
+    sequence: Sequence
+    count: int  # tokens computed: [sequence.computed, sequence.computed + count)
+    draws: list[Sequence] = field(default_factory=list)  # who samples from the last row; empty inside a prompt
+
+    @property
+    def context(self) -> int:
+        return self.sequence.computed
+
+
+class Scheduler:
+    """Queues, slots and the token budget over one page manager."""
+
+    def __init__(self, pages: Pages, max_seqs: int, max_batch_tokens: int, namespace: bytes, chunk: int | None = None) -> None:
+        self.pages = pages
+        self.max_batch_tokens = max_batch_tokens
+        self.chunk = chunk or max_batch_tokens
+        self.namespace = namespace
+        self.max_seqs = max_seqs
+        self.running: list[Sequence] = []  # admission order
+        self.waiting: list[Sequence] = []  # by Sequence.key; preempted ones keep their slot
+        self.free_slots = list(range(max_seqs - 1, -1, -1))
+        self.preemptions = 0
+
+    def add(self, active: ActiveRequest) -> None:
+        self._wait(active.sequences[0])
+
+    def add_leader(self, active: ActiveRequest) -> None:
+        """The leader ended before its prompt was computed: queue the first of its followers instead."""
+        leader = active.followers.pop(0)
+        self._wait(leader)
+
+    def has_work(self) -> bool:
+        return bool(self.running or self.waiting)
+
+    def schedule(self) -> list[Work]:
+        """The next step. Pages and slots of everything in it are reserved when this returns."""
+        works: list[Work] = []
+        budget = self.max_batch_tokens
+        preempted = self.preemptions
+        index = 0
+        while index < len(self.running) and budget:
+            sequence = self.running[index]
+            take = min(sequence.needed, budget, self.chunk)
+            if not self._make_room(sequence, take):
+                break  # it was the last of the running and has been preempted itself
+            works.append(self._reserve(sequence, take))
+            budget -= take
+            index += 1
+        while self.waiting and budget and self.preemptions == preempted:
+            candidate = self._next_waiting()
+            work = self._admit(candidate, budget) if candidate else None
+            if work is None:
+                break
+            works.append(work)
+            budget -= work.count
+        for work in works:
+            self._assign_draws(work)
+        return works
+
+    def fork_followers(self, work: Work) -> None:
+        """After the prompt's forward pass: the followers that draw in this step share its pages."""
+        for follower in work.draws:
+            if follower is not work.sequence:
+                assert work.sequence.branch is not None
+                follower.branch = self.pages.fork(work.sequence.branch)
+                follower.computed = work.sequence.computed
+                self.running.append(follower)
+
+    def finish(self, sequence: Sequence) -> None:
+        """Give back everything a sequence holds, wherever it is; harmless when repeated."""
+        for queue in (self.running, self.waiting, sequence.active.followers):
+            if sequence in queue:
+                queue.remove(sequence)
+        if sequence.branch is not None:
+            self.pages.release(sequence.branch)
+            sequence.branch = None
+        if sequence.slot is not None:
+            self.free_slots.append(sequence.slot)
+            sequence.slot = None
+
+    def preempt(self, sequence: Sequence) -> None:
+        """Release the pages (registered ones stay cached) and wait again, keeping slot, tokens and position."""
+        self.running.remove(sequence)
+        assert sequence.branch is not None
+        self.pages.release(sequence.branch)
+        sequence.branch = None
+        sequence.computed = 0
+        sequence.preemptions += 1
+        self.preemptions += 1
+        self._wait(sequence)
+
+    def _wait(self, sequence: Sequence) -> None:
+        bisect.insort(self.waiting, sequence, key=lambda s: s.key)
+
+    def _make_room(self, sequence: Sequence, take: int) -> bool:
+        """Preempt later sequences until `take` tokens fit. False: `sequence` itself had to go."""
+        while self.pages.pages_needed(sequence.branch, take) > self.pages.available():
+            victim = self.running[-1]
+            self.preempt(victim)
+            if victim is sequence:
+                return False
+        return True
+
+    def _reserve(self, sequence: Sequence, take: int) -> Work:
+        self.pages.append(sequence.branch, take)
+        return Work(sequence, take)
+
+    def _next_waiting(self) -> Sequence | None:
+        """The first that could run: when no slot is free, a preempted one that still holds its own."""
+        if self.free_slots:
+            return self.waiting[0]
+        return next((sequence for sequence in self.waiting if sequence.slot is not None), None)
+
+    def _admit(self, sequence: Sequence, budget: int) -> Work | None:
+        request = sequence.active.request
+        branch = self.pages.new_branch(self.namespace + request.cache_salt.encode())
+        cached = 0
+        if request.prompt_logprobs is None:
+            cached = self.pages.attach_prefix(branch, sequence.tokens)
+        take = min(len(sequence.tokens) - cached, budget, self.chunk)
+        try:
+            self.pages.append(branch, take)
+        except OutOfPages:
+            self.pages.release(branch)
+            return None
+        self.waiting.remove(sequence)
+        sequence.branch, sequence.computed = branch, cached
+        if sequence.slot is None:
+            sequence.slot = self.free_slots.pop()
+        if sequence.position == 0:
+            sequence.active.cached_tokens = max(sequence.active.cached_tokens, cached)
+        self.running.append(sequence)
+        return Work(sequence, take)
+
+    def _assign_draws(self, work: Work) -> None:
+        sequence = work.sequence
+        if work.count < sequence.needed or sequence.active.request.max_tokens == 0:
+            return
+        work.draws.append(sequence)
+        followers, sequence.active.followers = sequence.active.followers, []
+        for follower in followers:
+            if self.free_slots:
+                follower.slot = self.free_slots.pop()
+                work.draws.append(follower)
+            else:
+                self._wait(follower)  # comes back through the prefix cache

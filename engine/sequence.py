@@ -1,0 +1,71 @@
+"""State of one choice while it lives in the engine. Plain data, no torch; owned by the engine thread."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from engine.mailbox import Mailbox
+from engine.pages import Branch
+from engine.request import DecodeRequest, Finish, TokenScore
+
+
+@dataclass(eq=False, slots=True)
+class Sequence:
+    """One choice. `tokens` are known ids, of which the first `computed` have their KV cached."""
+
+    active: ActiveRequest
+    choice: int  # 0-based within the request
+    tokens: list[int]
+    computed: int = 0
+    branch: Branch | None = None  # page table; None while nothing is cached
+    slot: int | None = None  # parameter slot, kept through preemption until the end
+    admitted: bool = False  # its parameters have been written into the slot
+    cumulative_logprob: float = 0.0  # raw, over the generated tokens
+    finish: Finish | None = None
+    preemptions: int = 0
+
+    @property
+    def prompt_length(self) -> int:
+        return len(self.active.request.prompt_ids)
+
+    @property
+    def position(self) -> int:
+        """Output position t of the next token to draw; survives preemption."""
+        return len(self.tokens) - self.prompt_length
+
+    @property
+    def needed(self) -> int:
+        """Tokens whose KV has to be computed before the next token can be drawn."""
+        return len(self.tokens) - self.computed
+
+    @property
+    def key(self) -> tuple[int, int, int]:
+        """Order of service: priority, then arrival, then choice."""
+        return self.active.request.priority, self.active.arrival, self.choice
+
+
+@dataclass(eq=False, slots=True)
+class ActiveRequest:
+    """A request inside the engine."""
+
+    request: DecodeRequest
+    mailbox: Mailbox
+    arrival: int
+    sequences: list[Sequence] = field(default_factory=list)
+    followers: list[Sequence] = field(default_factory=list)  # choices that wait to fork off the computed prompt
+    prompt_scores: list[TokenScore | None] | None = None  # filled chunk by chunk
+    cached_tokens: int = 0
+
+    @property
+    def unfinished(self) -> int:
+        return sum(sequence.finish is None for sequence in self.sequences)
+
+
+def activate(request: DecodeRequest, mailbox: Mailbox, arrival: int) -> ActiveRequest:
+    """A request's sequences: the first leads, the others follow it until the prompt has been computed once."""
+    active = ActiveRequest(request, mailbox, arrival)
+    active.sequences = [Sequence(active, i, list(request.prompt_ids)) for i in range(request.n)]
+    active.followers = active.sequences[1:]
+    if request.prompt_logprobs is not None:
+        active.prompt_scores = [None] * len(request.prompt_ids)
+    return active
