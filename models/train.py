@@ -32,7 +32,7 @@ SHAPES = {
 CONTEXT = 2048
 ROW_TOKENS = 512
 LONG_SHARE = 0.1  # the last part of training uses rows as long as the context
-PROBLEM_SHARE = 0.6
+PROBLEM_SHARE = 0.5
 WARMUP, DECAY = 0.02, 0.35  # shares of the run
 
 

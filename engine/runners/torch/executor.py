@@ -13,16 +13,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.pages import Pages
+from engine.pages import Branch, Pages
 from engine.request import TokenScore
 from engine.runners.torch.attention import Backend
 from engine.runners.torch.attention_cpu import CpuAttention
 from engine.runners.torch.attention_plain import PlainAttention
 from engine.runners.torch.forward import Forward
 from engine.runners.torch.loader import LoadedModel, Sizes
+from engine.runners.torch.packing import Chunk, order, pack
 from engine.runners.torch.pool import KvPool
 from engine.runners.torch.scores import token_logprobs, token_scores
-from engine.runners.torch.step import Group, Span, Step
 from engine.scheduler import Work
 from engine.sequence import Sequence
 from samplers.stack import SamplerStack
@@ -84,15 +84,19 @@ class TorchExecutor:
         self.stack.free(slot)
 
     def execute(self, works: list[Work]) -> StepResult:
-        """Run the step. Works are reordered so that sequences with common pages are neighbours."""
+        """Run the step."""
         began = time.perf_counter()
         result = StepResult()
         copies = self.pages.drain_copies()
         if copies:
             self.pool.copy_pages(copies)
-        works.sort(key=lambda work: work.sequence.branch.pages[0])
+        works = [works[i] for i in order([work.sequence.branch for work in works])]
         scored, rows, drawers = self._wanted_rows(works)
-        step = self._build(works, rows)
+        chunks = [
+            Chunk(work.sequence.branch, work.context, work.sequence.tokens[work.context : work.context + work.count])
+            for work in works
+        ]
+        step = pack(self.pages, chunks, rows, self.loaded.device)
         built = time.perf_counter()
         logits = self.forward(step)
         done = time.perf_counter()
@@ -126,49 +130,6 @@ class TorchExecutor:
             drawers += work.draws
         return scored, rows + draw_rows, drawers
 
-    def _build(self, works: list[Work], rows: list[int]) -> Step:
-        ids: list[int] = []
-        positions: list[int] = []
-        slots: list[np.ndarray | list[int]] = []
-        spans: list[Span] = []
-        for work in works:
-            sequence, context, count = work.sequence, work.context, work.count
-            assert sequence.branch is not None
-            runs = tuple(self.pages.runs(sequence.branch, 0, context + count))
-            spans.append(Span(len(ids), count, context, runs))
-            if count == 1:
-                ids.append(sequence.tokens[context])
-                positions.append(context)
-                slots.append([runs[-1][1] - 1])
-            else:
-                ids += sequence.tokens[context : context + count]
-                positions += range(context, context + count)
-                slots.append(self.pages.slots(sequence.branch, context, count))
-        where = np.concatenate(slots).astype(np.int64, copy=False)
-        packed = torch.from_numpy(np.stack([np.array(ids), np.array(positions), where]))
-        packed = packed.to(self.loaded.device, non_blocking=True)
-        logit_rows = torch.tensor(rows, dtype=torch.int64, device=self.loaded.device)
-        return Step(packed[0], packed[1], packed[2], logit_rows, spans, self._groups(works))
-
-    def _groups(self, works: list[Work]) -> list[Group]:
-        """Neighbours that share whole leading pages of their context."""
-        groups = []
-        first = 0
-        while first < len(works):
-            page = works[first].sequence.branch.pages[0]
-            last = first + 1
-            while last < len(works) and works[last].sequence.branch.pages[0] == page:
-                last += 1
-            if last - first > 1:
-                members = works[first:last]
-                shared = self.pages.shared_pages([work.sequence.branch for work in members])
-                shortest = min(work.context for work in members) // self.pages.page_size
-                length = min(shared, shortest) * self.pages.page_size
-                if length:
-                    groups.append(Group(first, last - first, length))
-            first = last
-        return groups
-
     def _draw(self, logits: Tensor, drawers: list[Sequence], result: StepResult) -> None:
         slots = np.array([sequence.slot for sequence in drawers])
         positions = np.array([sequence.position for sequence in drawers])
@@ -200,6 +161,14 @@ class TorchExecutor:
             scores = token_scores(source[members], tokens[members], top, extra)
             for i, score in zip(members, scores, strict=True):
                 drawn[i].score = score
+
+    def compact(self, branch: Branch, context: int, accepted: list[int]) -> None:
+        """Keep the accepted rows of a computed tree (row 0 the pending token) and drop its other scratch slots."""
+        source, target = self.pages.compact_slots(branch, context, accepted)
+        if len(source):
+            device = self.loaded.device
+            self.pool.move(torch.from_numpy(source).to(device), torch.from_numpy(target).to(device))
+        self.pages.truncate(branch, context + len(accepted))
 
     def mend(self, sequence: Sequence) -> None:
         """Clear NaN out of a failed sequence's KV before its pages are reused."""

@@ -42,21 +42,31 @@ def _progressions(starts: tuple[int, ...], classes: tuple[int, ...]) -> tuple[tu
     """Greedy partition of ascending `starts` into arithmetic progressions within a class, longest first tried."""
     batches = []
     for wanted in sorted(set(classes)):
-        where = {starts[i]: i for i in range(len(starts)) if classes[i] == wanted}
+        where: dict[int, list[int]] = {}
+        for i, start in enumerate(starts):
+            if classes[i] == wanted:
+                where.setdefault(start, []).append(i)
+        for same in [members for members in where.values() if len(members) > 1]:
+            batches.append(tuple(same))  # several rows over one stretch: a progression with distance zero
+            del where[starts[same[0]]]
         left = sorted(where)
         while left:
-            best = [left[0]]
-            for second in left[1:]:
-                stride = second - left[0]
-                if stride * (len(best) - 1) > left[-1] - left[0]:
-                    break  # even an unbroken progression of this stride would not be longer
-                chain = [left[0]]
-                while chain[-1] + stride in where:
-                    chain.append(chain[-1] + stride)
-                if len(chain) > len(best):
-                    best = chain
-            batches.append(tuple(where[start] for start in best))
-            for start in best:
-                del where[start]
-            left = sorted(where)
+            best = _longest_from_first(left)
+            batches.append(tuple(where[start][0] for start in best))
+            left = sorted(set(left) - set(best))
     return tuple(batches)
+
+
+def _longest_from_first(ascending: list[int]) -> list[int]:
+    """The longest arithmetic progression within `ascending` that begins at its first number."""
+    first, last, members = ascending[0], ascending[-1], set(ascending)
+    best = [first]
+    for second in ascending[1:]:
+        stride = second - first
+        if stride * len(best) > last - first:
+            break  # even an unbroken progression of this stride would not be longer
+        chain = list(range(first, last + 1, stride))
+        length = next((i for i, start in enumerate(chain) if start not in members), len(chain))
+        if length > len(best):
+            best = chain[:length]
+    return best
