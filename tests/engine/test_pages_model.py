@@ -14,12 +14,20 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule, run_state_machine_as_test
+from hypothesis.stateful import (
+    RuleBasedStateMachine,
+    initialize,
+    invariant,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from engine import prefix_cache
 from engine.pages import Branch, OutOfPages, Pages
 
 JUNK = "junk"  # the KV of a rejected draft row
+MAX_HELD = 6
 
 
 class Held:
@@ -52,7 +60,7 @@ class PagesMachine(RuleBasedStateMachine):
         self.patch = mock.patch.object(prefix_cache, "chain_hash", lambda *a: real(*a) % 2**bits)
         self.patch.start()
 
-    @initialize(num_pages=st.integers(2, 20), size=st.sampled_from([1, 2, 4]), contiguous=st.booleans())
+    @initialize(num_pages=st.integers(2, 24), size=st.sampled_from([4, 2, 1]), contiguous=st.booleans())
     def start(self, num_pages: int, size: int, contiguous: bool) -> None:
         self.pages = Pages(num_pages, size, contiguous)
         self.memory: list[object] = [None] * (num_pages * size)
@@ -92,6 +100,8 @@ class PagesMachine(RuleBasedStateMachine):
 
     @rule(namespace=st.sampled_from([b"", b"salt"]), tokens=st.lists(st.integers(0, 1), max_size=20))
     def admit(self, namespace: bytes, tokens: list[int]) -> None:
+        if len(self.held) == MAX_HELD:
+            self.drop(self.held[0])
         held = Held(self.pages.new_branch(namespace), namespace)
         found = self.pages.attach_prefix(held.branch, tokens)
         assert found % self.pages.page_size == 0 and found <= max(0, len(tokens) - 1)
@@ -100,23 +110,41 @@ class PagesMachine(RuleBasedStateMachine):
         self.reserve(held, tokens[found:])
 
     @precondition(lambda self: self.held)
+    @rule(data=st.data(), tail=st.lists(st.integers(0, 1), min_size=1, max_size=3))
+    def admit_again(self, data: st.DataObject, tail: list[int]) -> None:
+        held = self.pick(data)
+        self.admit(held.namespace, held.tokens + tail)
+
+    @precondition(lambda self: self.held)
     @rule(data=st.data(), tokens=st.lists(st.integers(0, 1), max_size=6))
     def append(self, data: st.DataObject, tokens: list[int]) -> None:
         self.reserve(self.pick(data), tokens)
 
-    @precondition(lambda self: any(not held.unwritten for held in self.held))
-    @rule(data=st.data())
-    def fork(self, data: st.DataObject) -> None:
-        parent = data.draw(st.sampled_from([held for held in self.held if not held.unwritten]))
+    @precondition(lambda self: self.held)
+    @rule(data=st.data(), tokens=st.lists(st.integers(0, 1), max_size=3))
+    def fork(self, data: st.DataObject, tokens: list[int]) -> None:
+        """Slots that nobody has written yet must not be shared: they are given up first."""
+        parent = self.pick(data)
+        self.cut(parent, parent.written)
         child = Held(self.pages.fork(parent.branch), parent.namespace)
         child.tokens = parent.tokens.copy()
         self.held.append(child)
+        self.reserve(data.draw(st.sampled_from([parent, child])), tokens)
 
     @precondition(lambda self: self.held)
     @rule(data=st.data())
     def truncate(self, data: st.DataObject) -> None:
         held = self.pick(data)
-        m = data.draw(st.integers(0, len(held.tokens)))
+        self.cut(held, data.draw(st.integers(0, len(held.tokens))))
+
+    @precondition(lambda self: self.held)
+    @rule(data=st.data(), back=st.integers(1, 5), tokens=st.lists(st.integers(0, 1), min_size=1, max_size=3))
+    def rewrite(self, data: st.DataObject, back: int, tokens: list[int]) -> None:
+        held = self.pick(data)
+        self.cut(held, max(0, len(held.tokens) - back))
+        self.reserve(held, tokens)
+
+    def cut(self, held: Held, m: int) -> None:
         held.unwritten = max(0, held.unwritten - (len(held.tokens) - m))
         del held.tokens[m:]
         self.pages.truncate(held.branch, m)
@@ -124,12 +152,14 @@ class PagesMachine(RuleBasedStateMachine):
     @precondition(lambda self: self.held)
     @rule(data=st.data())
     def release(self, data: st.DataObject) -> None:
-        held = self.pick(data)
+        self.drop(self.pick(data))
+
+    def drop(self, held: Held) -> None:
         self.held.remove(held)
         self.pages.release(held.branch)
         self.pages.release(held.branch)
 
-    @rule(in_order=st.booleans(), register=st.booleans())
+    @rule(in_order=st.booleans(), register=st.sampled_from([True, True, False]))
     def step(self, in_order: bool, register: bool) -> None:
         """The forward pass: copies first, then every reserved slot is written."""
         self.memory = self.copied(self.pages.drain_copies(), in_order)
@@ -183,7 +213,7 @@ class PagesMachine(RuleBasedStateMachine):
         assert pages.in_use == len({page for held in self.held for page in held.branch.pages})
 
     @invariant()
-    def everyone_reads_its_own_tokens(self) -> None:
+    def everyone_reads_its_own_tokens_and_so_does_the_cache(self) -> None:
         if not hasattr(self, "pages"):
             return
         memory = self.copied([(source, target) for target, source in self.pages._copies.items()], False)
@@ -192,6 +222,19 @@ class PagesMachine(RuleBasedStateMachine):
             slots = self.pages.slots(held.branch, 0, held.written)
             expected = [kv(held.namespace, held.tokens[: i + 1]) for i in range(held.written)]
             assert [memory[slot] for slot in slots] == expected
+            start = held.written // 3
+            assert [slot for run in self.pages.runs(held.branch, start, held.written) for slot in range(*run)] == [
+                *slots[start:]
+            ]
+        size = self.pages.page_size
+        for page, prefix in self.pages._cache.registered.items():
+            chunks = []
+            while prefix.parent is not None:
+                chunks.append(np.frombuffer(prefix.tokens, np.int32).tolist())
+                prefix = prefix.parent
+            tokens = [token for chunk in reversed(chunks) for token in chunk]
+            expected = [kv(prefix.tokens, tokens[: i + 1]) for i in range(len(tokens) - size, len(tokens))]
+            assert memory[page * size : (page + 1) * size] == expected
 
     def teardown(self) -> None:
         self.patch.stop()
@@ -211,4 +254,4 @@ class CollidingMachine(PagesMachine):
 @pytest.mark.parametrize("machine", [PagesMachine, CollidingMachine])
 def test_pages_agree_with_a_memory_of_values(machine: type[PagesMachine]) -> None:
     run_state_machine_as_test(machine, settings=settings(
-        max_examples=120, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)))
+        max_examples=150, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)))
