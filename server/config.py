@@ -1,0 +1,101 @@
+"""Settings of `drafthouse serve`: one list, one precedence rule.
+
+    built-in default  <  configuration file  <  environment (DRAFTHOUSE_*)  <  command-line flag
+
+Every setting has the same name everywhere: `max_seqs` in the file, `DRAFTHOUSE_MAX_SEQS`, `--max-seqs`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+PREFIX = "DRAFTHOUSE_"
+
+
+class ConfigError(ValueError):
+    """A setting is unknown, of the wrong type or out of range; the message names it and where it came from."""
+
+
+class ServeConfig(BaseModel):
+    """Everything `drafthouse serve` can be told."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    host: str = Field("127.0.0.1", description="address to listen on")
+    port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 picks a free one")
+    model: str = Field("drafthouse-tiny", description="embedded model name, folder or hub id")
+    draft_model: str | None = Field(None, description="a second model with the same vocabulary, served beside the first")
+    served_name: str | None = Field(None, description="id of the model in the API; default: its name")
+    runner: Literal["torch"] = Field("torch", description="what executes the model")
+    device: str | None = Field(None, description="cpu, cuda, cuda:1; default: cuda when present")
+    dtype: Literal["float32", "bfloat16", "float16"] | None = Field(None, description="default: float32 on CPU")
+    api_key: list[str] = Field(default_factory=list, description="accepted bearer tokens; none: no check")
+    max_model_len: int | None = Field(None, ge=1, description="context limit; default: the model's")
+    max_seqs: int | None = Field(None, ge=1, description="sequences decoded at once; 64 on CPU, 256 on CUDA")
+    max_batch_tokens: int | None = Field(None, ge=1, description="tokens computed per step; 512 on CPU, 8192 on CUDA")
+    chunk_tokens: int | None = Field(None, ge=1, description="tokens of one prompt per step; lower bounds latency")
+    kv_bytes: int | None = Field(None, ge=1, description="memory for keys and values")
+    page_size: int | None = Field(None, ge=1, description="tokens per KV page, a power of two")
+    max_queued_requests: int = Field(256, ge=0, description="waiting requests beyond which the answer is 503")
+    max_queued_tokens: int | None = Field(None, ge=1, description="waiting prompt tokens beyond which the answer is 503")
+    max_body_bytes: int = Field(16 * 2**20, ge=1024, description="largest request body")
+    threads: int | None = Field(None, ge=1, description="CPU threads of the model")
+    replay: bool = Field(True, description="replay the traced forward pass on CPU where it gives the same logits")
+    grace_s: float = Field(30.0, ge=0, description="seconds running requests get to finish after SIGTERM")
+    cors_origins: list[str] = Field(default_factory=list, description="origins allowed to call from a browser")
+    allow_chat_template: bool = Field(False, description="accept a chat_template in requests")
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="how much is logged")
+    presets: dict[str, dict[str, Any]] = Field(default_factory=dict, description="named request fields (file only)")
+
+    @field_validator("api_key", "cors_origins", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        """The environment and a YAML scalar give one string; commas separate several."""
+        return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+
+def load_config(
+    flags: Mapping[str, Any], environment: Mapping[str, str], file: Path | None = None
+) -> ServeConfig:
+    """Merge the three sources. Flags that are None were not given. Raises ConfigError."""
+    merged: dict[str, Any] = {}
+    source: dict[str, str] = {}
+    for name, value in _read_file(file).items():
+        merged[name], source[name] = value, f"in {file}"
+    for name in ServeConfig.model_fields:
+        key = PREFIX + name.upper()
+        if name != "presets" and environment.get(key):
+            merged[name], source[name] = environment[key], f"from {key}"
+    for name, value in flags.items():
+        if value is not None and value != []:
+            merged[name], source[name] = value, f"from --{name.replace('_', '-')}"
+    try:
+        return ServeConfig(**merged)
+    except ValidationError as error:
+        first = error.errors()[0]
+        name = str(first["loc"][0])
+        if first["type"] == "extra_forbidden":
+            known = ", ".join(sorted(ServeConfig.model_fields))
+            raise ConfigError(f"unknown setting '{name}' {source.get(name, '')}; known: {known}") from None
+        raise ConfigError(f"setting '{name}' {source.get(name, '')}: {first['msg']}") from None
+
+
+def _read_file(file: Path | None) -> dict[str, Any]:
+    if file is None:
+        return {}
+    try:
+        content = yaml.safe_load(file.read_text())
+    except OSError as error:
+        raise ConfigError(f"cannot read {file}: {error.strerror}") from None
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{file} is not valid YAML: {error}") from None
+    if content is None:
+        return {}
+    if not isinstance(content, dict):
+        raise ConfigError(f"{file} must hold a mapping of settings")
+    return {str(name).replace("-", "_"): value for name, value in content.items()}
