@@ -15,7 +15,7 @@ class EngineSettings:
 
     device: str | None = None  # 'cpu', 'cuda', 'cuda:1'; default cuda when present
     dtype: str | None = None  # 'float32', 'bfloat16', 'float16'
-    page_size: int | None = None  # power of two; 64 on CPU, 16 on CUDA
+    page_size: int | None = None  # power of two; 64 on CPU, 256 on CUDA
     kv_bytes: int | None = None
     max_model_len: int | None = None
     max_seqs: int | None = None  # slots; 64 on CPU, 256 on CUDA
@@ -24,9 +24,8 @@ class EngineSettings:
     max_queued_requests: int = 256
     max_queued_tokens: int | None = None  # default 64 * max_batch_tokens
     threads: int | None = None  # CPU threads of the model; default torch's
-    compile: str = "auto"  # 'auto', 'on', 'off': compiled decode steps on CPU
+    replay: bool = True  # on CPU, replay the traced forward where it gives the eager logits
     attention: str = "auto"  # 'auto' or 'plain', the slow reference
-    graphs: bool = True  # CUDA graphs for decode
 
     def check(self) -> None:
         """Raises SettingsError naming the first setting that cannot be right."""
@@ -40,7 +39,5 @@ class EngineSettings:
             raise SettingsError(f"max_queued_requests must be at least 0, got {self.max_queued_requests}")
         if self.dtype not in (None, "float32", "bfloat16", "float16"):
             raise SettingsError(f"dtype must be float32, bfloat16 or float16, got {self.dtype}")
-        if self.compile not in ("auto", "on", "off"):
-            raise SettingsError(f"compile must be auto, on or off, got {self.compile}")
         if self.attention not in ("auto", "plain"):
             raise SettingsError(f"attention must be auto or plain, got {self.attention}")

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from engine.pages import Branch, Pages
 from engine.runners.torch.attention_cpu import CpuAttention
+from engine.runners.torch.attention_gather import GatherAttention
 from engine.runners.torch.attention_plain import PlainAttention
 from engine.runners.torch.forward import Forward
 from engine.runners.torch.loader import check
@@ -33,14 +34,17 @@ class Line:
 class Driver:
     """A tiny engine without policy."""
 
-    def __init__(self, model: nn.Module, plain: bool = False, num_pages: int = 128) -> None:
+    def __init__(self, model: nn.Module, attention: str = "cpu", num_pages: int = 128) -> None:
+        model = copy.deepcopy(model)  # replay re-points parameters
         self.reference = copy.deepcopy(model)
         self.reference.set_attn_implementation("eager")
         self.loaded = check(model, EngineSettings())
         self.pages = Pages(num_pages, PAGE, contiguous=True)
         self.pool = KvPool(self.loaded.layers, num_pages, PAGE, self.loaded.dtype, self.loaded.device)
-        backend = PlainAttention(self.pool) if plain else CpuAttention(self.pool)
+        backend = {"plain": PlainAttention, "gather": GatherAttention}.get(attention, CpuAttention)(self.pool)
         self.forward = Forward(self.loaded.model, backend)
+        if attention == "replay":
+            self.forward.use_replay(self.loaded.layers)
         self.lines: list[Line] = []
 
     def line(self, tokens: list[int]) -> Line:

@@ -20,9 +20,9 @@ def model(request: pytest.FixtureRequest) -> torch.nn.Module:
     return tiny_model(request.param)
 
 
-@pytest.fixture(params=["fast", "plain"])
+@pytest.fixture(scope="module", params=["cpu", "replay", "gather", "plain"])
 def driver(model: torch.nn.Module, request: pytest.FixtureRequest) -> Driver:
-    return Driver(model, plain=request.param == "plain")
+    return Driver(model, request.param)
 
 
 def assert_equal(driver: Driver, line: Line, logits: torch.Tensor) -> None:
@@ -128,3 +128,8 @@ def test_tree_beside_decodes_and_inside_a_group(driver: Driver) -> None:
     for row, chosen in enumerate(([8], [8, 9], [8, 10])):
         expected = driver.eager(trunk.tokens + chosen)[-1]
         assert (logits[row] - expected).abs().max() <= TOLERANCE
+
+
+@pytest.mark.parametrize("kind", ["llama", "mistral", "qwen3", "gemma2", "gemma3_text", "phi3"])
+def test_dense_models_are_replayed(kind: str) -> None:
+    assert Driver(tiny_model(kind), "replay").forward.replayed

@@ -65,8 +65,10 @@ class PagesMachine(RuleBasedStateMachine):
         self.pages = Pages(num_pages, size, contiguous)
         self.memory: list[object] = [None] * (num_pages * size)
 
-    def pick(self, data: st.DataObject) -> Held:
-        return data.draw(st.sampled_from(self.held))
+    def pick(self, data: st.DataObject, among: list[Held] | None = None) -> Held:
+        """By index: a strategy over the branches themselves would keep dead ones, hence their prefixes, alive."""
+        among = among or self.held
+        return among[data.draw(st.integers(0, len(among) - 1))]
 
     def reserve(self, held: Held, tokens: list[int]) -> bool:
         """Append, checked against `pages_needed`; False if the pool was exhausted."""
@@ -129,7 +131,7 @@ class PagesMachine(RuleBasedStateMachine):
         child = Held(self.pages.fork(parent.branch), parent.namespace)
         child.tokens = parent.tokens.copy()
         self.held.append(child)
-        self.reserve(data.draw(st.sampled_from([parent, child])), tokens)
+        self.reserve(self.pick(data, [parent, child]), tokens)
 
     @precondition(lambda self: self.held)
     @rule(data=st.data())
@@ -143,6 +145,17 @@ class PagesMachine(RuleBasedStateMachine):
         held = self.pick(data)
         self.cut(held, max(0, len(held.tokens) - back))
         self.reserve(held, tokens)
+
+    @precondition(lambda self: any(held.written for held in self.held))
+    @rule(data=st.data(), back=st.integers(1, 5), token=st.integers(0, 1))
+    def rewrite_what_another_left(self, data: st.DataObject, back: int, token: int) -> None:
+        """The other holder keeps the cut page registered, goes, and leaves it to the one that cut it."""
+        held = self.pick(data, [held for held in self.held if held.written])
+        self.cut(held, held.written)
+        other = self.pages.fork(held.branch)
+        self.cut(held, max(0, held.written - back))
+        self.pages.release(other)
+        self.reserve(held, [token])
 
     def cut(self, held: Held, m: int) -> None:
         held.unwritten = max(0, held.unwritten - (len(held.tokens) - m))

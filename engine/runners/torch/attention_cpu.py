@@ -81,7 +81,7 @@ class CpuAttention:
         if plan.whole:
             out, lse = self._run(plan.parts[0][0], layer, spec, rows, key, value)
         else:
-            out = torch.empty(rows.shape, dtype=torch.float32)
+            out = torch.zeros(rows.shape)  # not empty: a part may hold rows that none has written yet
             lse = torch.full(rows.shape[:2], HIDDEN)
             for part, fresh in plan.parts:
                 one, one_lse = self._run(part, layer, spec, rows, key, value)

@@ -57,12 +57,14 @@ class StepResult:
 class TorchExecutor:
     """Step-level half of the torch runner."""
 
-    def __init__(self, loaded: LoadedModel, sizes: Sizes, attention: str = "auto") -> None:
+    def __init__(self, loaded: LoadedModel, sizes: Sizes, attention: str = "auto", replay: bool = True) -> None:
         self.loaded = loaded
         self.pages = Pages(sizes.num_pages, sizes.page_size, contiguous=loaded.device.type == "cpu")
         self.pool = KvPool(loaded.layers, sizes.num_pages, sizes.page_size, loaded.dtype, loaded.device)
         self.backend = make_backend(self.pool, loaded, attention)
         self.forward = Forward(loaded.model, self.backend)
+        if replay and loaded.device.type == "cpu" and attention == "auto":
+            self.forward.use_replay(loaded.layers)
         self.stack = SamplerStack(sizes.max_seqs, loaded.vocab_size, loaded.device)
 
     def admit(self, sequence: Sequence) -> None:

@@ -1,24 +1,47 @@
-"""From a `Step` to logits: calls the model with our attention backend as the `step` keyword."""
+"""From a `Step` to logits: the Hugging Face model with our attention backend as its `step` keyword.
+
+On CPU the traced forward is replayed instead, after it has given the eager logits on a few steps.
+"""
 
 from __future__ import annotations
 
+import logging
+
+import torch
 from torch import Tensor, nn
 
+from engine.runners.torch import replay
 from engine.runners.torch.attention import Backend
-from engine.runners.torch.step import Step
+from engine.runners.torch.layers import LayerSpec
+from engine.runners.torch.step import Span, Step
+
+log = logging.getLogger(__name__)
+_CHECKED_ROWS = (1, 5, 12)  # sizes of the steps on which replay is compared with the model
+_TOLERANCE = 1e-4  # relative to the largest logit
 
 
 class Forward:
-    """Eager execution of the Hugging Face model."""
+    """Executes steps eagerly, or by replay once `use_replay` has succeeded."""
 
     def __init__(self, model: nn.Module, backend: Backend) -> None:
         self._model = model
         self._backend = backend
+        self._program: replay.Program | None = None
+
+    @property
+    def replayed(self) -> bool:
+        return self._program is not None
 
     def __call__(self, step: Step) -> Tensor:
         """logits [R, V] of the step's `logit_rows`; stores the KV of all rows."""
         self._backend.prepare(step)
-        inputs = {"input_ids": step.input_ids[None]} if step.input_embeds is None else {"inputs_embeds": step.input_embeds[None]}
+        if self._program is not None and step.input_embeds is None:
+            return self._program(step.input_ids, step.positions, step.logit_rows)[0]
+        return self._eager(step)
+
+    def _eager(self, step: Step) -> Tensor:
+        embeds = step.input_embeds
+        inputs = {"input_ids": step.input_ids[None]} if embeds is None else {"inputs_embeds": embeds[None]}
         output = self._model(
             **inputs,
             position_ids=step.positions[None],
@@ -27,3 +50,31 @@ class Forward:
             step=self._backend,
         )
         return output.logits[0]
+
+    @torch.inference_mode()
+    def use_replay(self, layers: list[LayerSpec]) -> bool:
+        """Trace and check; False (and the reason in the log) leaves the eager path. Overwrites the first KV slots,
+        so it has to run before anything is cached."""
+        try:
+            program = replay.build(self._model, layers, self._backend)
+        except replay.ReplayError as error:
+            log.info("the forward pass is not replayed: %s", error)
+            return False
+        vocabulary = self._model.get_input_embeddings().weight.shape[0]
+        for count in _CHECKED_ROWS:
+            every = torch.arange(count)
+            ids = (every * 7919 + 11) % vocabulary
+            step = Step(ids, every, every, every, [Span(0, count, 0, ((0, count),))])
+            self._backend.prepare(step)
+            expected = self._eager(step)
+            try:
+                given = program(ids, every, every)[0]
+            except RuntimeError as error:  # an operation that cannot run on other sizes than the traced ones
+                log.info("the forward pass is not replayed: %s", error)
+                return False
+            difference = (given - expected).abs().max().item()
+            if not difference <= _TOLERANCE * max(1.0, expected.abs().max().item()):
+                log.warning("the forward pass is not replayed: its logits differ by %.2g", difference)
+                return False
+        self._program = program
+        return True

@@ -118,7 +118,7 @@ def sizes(loaded: LoadedModel, settings: EngineSettings) -> Sizes:
     """Resolve every size. Raises SettingsError when the KV memory cannot hold one full sequence."""
     settings.check()
     on_cpu = loaded.device.type == "cpu"
-    page = settings.page_size or (64 if on_cpu else 16)
+    page = settings.page_size or (64 if on_cpu else 256)  # the CUDA kernel's block table wants multiples of 256
     max_seqs = settings.max_seqs or (64 if on_cpu else 256)
     max_batch = settings.max_batch_tokens or (512 if on_cpu else 8192)
     if max_batch < max_seqs:

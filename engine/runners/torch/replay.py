@@ -79,6 +79,9 @@ def build(model: nn.Module, layers: list[LayerSpec], backend: Backend) -> Progra
     _share_equal_nodes(graph)
     _merge_projections(graph, constants)
     _drop_unused(graph)
+    for node in graph.nodes:  # a slice of a joined product cannot always be viewed; reshape copies where it must
+        if node.target in (aten.view.default, aten._unsafe_view.default):
+            node.target = aten.reshape.default
     return _emit(graph, constants, backend)
 
 
@@ -170,10 +173,6 @@ def _merge_projections(graph: Graph, constants: dict[str, Tensor]) -> None:
         for i, old in enumerate(products):
             with graph.inserting_after(at):
                 at = graph.call_function(operator.getitem, (pieces, i))
-            # a slice of a row-major matrix cannot always be viewed; reshape copies where it must
-            for user in list(old.users):
-                if user.target in (aten.view.default, aten._unsafe_view.default):
-                    user.target = aten.reshape.default
             old.replace_all_uses_with(at)
             graph.erase_node(old)
 

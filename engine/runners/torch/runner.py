@@ -35,7 +35,7 @@ class TorchRunner:
         self.max_model_len = loaded.max_model_len
         self.eos_token_ids = loaded.eos_token_ids
         self.generation_defaults = loaded.generation_defaults
-        self.executor = TorchExecutor(loaded, resolved, settings.attention)
+        self.executor = TorchExecutor(loaded, resolved, settings.attention, settings.replay)
         namespace = f"{model_id}|{loaded.dtype}".encode()
         self.scheduler = Scheduler(
             self.executor.pages, resolved.max_seqs, resolved.max_batch_tokens, namespace, settings.chunk_tokens
