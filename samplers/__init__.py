@@ -2,3 +2,5 @@
 
 Imports torch and nothing of ours above it, so it can be used as a library.
 """
+
+from samplers import gumbel, iid, masks, min_p, penalties, temperature, top_k, top_p  # noqa: F401 - they register themselves

@@ -6,6 +6,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from samplers.contract import Draw, SamplerError, Stage
+from samplers.registry import DRAWS, STAGES
+from samplers.temperature import GREEDY_BELOW
+
+MAX_ITEMS = 16
+INTERNAL = frozenset({"min_tokens"})  # scheduled by the stack from the request's limits, not named in a chain
+_BEHIND_XTC = 17.5
+
 
 @dataclass(frozen=True)
 class Item:
@@ -13,6 +21,9 @@ class Item:
 
     name: str
     values: Mapping[str, Any]
+
+    def report(self) -> dict[str, Any]:
+        return {"name": self.name, **self.values}
 
 
 @dataclass(frozen=True)
@@ -22,12 +33,146 @@ class Chain:
     stages: tuple[Item, ...]
     draw: Item
     greedy: bool  # temperature below 1e-5: argmax after the stages that run in greedy mode
+    given_order: bool = False  # the listed order was asked for; otherwise stages run by their `order`
 
     def report(self) -> list[dict[str, Any]]:
-        """The `drafthouse.sampler` value: executed items, every default filled in."""
-        raise NotImplementedError
+        """The `drafthouse.sampler` value: executed items, every default filled in. Sent back, it resolves to this."""
+        items = [item.report() for item in self.stages]
+        if self.greedy:
+            return [*items, {"name": "temperature", "temperature": 0.0}]
+        return [*items, self.draw.report()]
 
 
 def resolve(fields: Mapping[str, Any], vocab_size: int) -> Chain:
-    """The chain of a request's sampling fields. Raises SamplerError with the dotted path of the field."""
-    raise NotImplementedError
+    """The chain of a request's sampling fields; None means absent.
+
+    Fields are the flat names of parameters (`top_p`), and `sampler`, `sampler_order`, `temperature_last`, `draw`.
+    Raises SamplerError with the dotted path of the field.
+    """
+    given = {name: value for name, value in fields.items() if value is not None}
+    given_order = _one_of(given.pop("sampler_order", "fixed"), "sampler_order", ("fixed", "given")) == "given"
+    temperature_last = given.pop("temperature_last", False)
+    if not isinstance(temperature_last, bool):
+        raise SamplerError("'temperature_last' must be true or false", "temperature_last")
+    values, listed, draw = _listed(given.pop("sampler", None), vocab_size)
+    flat_draw = given.pop("draw", None)
+    if flat_draw is not None:
+        chosen = Item(_draw(flat_draw, "draw").name, {})
+        if draw is not None and draw.name != chosen.name:
+            raise SamplerError(f"'draw' is '{chosen.name}' but 'sampler' says '{draw.name}'", "draw")
+        draw = chosen
+    owners = {field: stage for stage in _public() for field in _fields(stage)}
+    for field, raw in given.items():
+        if field not in owners:
+            raise SamplerError(f"unknown sampling field '{field}'; known: {', '.join(sorted(owners))}", field)
+        stage = owners[field]
+        value = _parse(stage, field, raw, field, vocab_size)
+        known = values.setdefault(stage.name, _neutral(stage))
+        if stage.name in listed and known[field] != value:
+            raise SamplerError(f"'{field}' is {value} but 'sampler' says {known[field]}", field)
+        known[field] = value
+    temperature = values.get("temperature", {}).get("temperature", 1.0)
+    greedy = temperature < GREEDY_BELOW
+    active = [
+        stage
+        for stage in _public()
+        if stage.name in values and not stage.is_neutral(values[stage.name]) and (stage.in_greedy or not greedy)
+    ]
+    active.sort(key=lambda stage: _place(stage, temperature_last))
+    if given_order:
+        active = _in_list_order(active, listed, temperature_last)
+    stages = tuple(Item(stage.name, values[stage.name]) for stage in active)
+    return Chain(stages, draw or Item("iid", {}), greedy, given_order or temperature_last)
+
+
+def _public() -> list[Stage]:
+    return [stage for stage in STAGES if stage.name not in INTERNAL]
+
+
+def _place(stage: Stage, temperature_last: bool) -> float:
+    return _BEHIND_XTC if temperature_last and stage.name == "temperature" else stage.order
+
+
+def _in_list_order(active: list[Stage], listed: list[str], temperature_last: bool) -> list[Stage]:
+    """Listed stages in list order among themselves, in the places the fixed order gives to listed stages."""
+    places = [i for i, stage in enumerate(active) if stage.name in listed]
+    wanted = sorted((active[i] for i in places), key=lambda stage: listed.index(stage.name))
+    result = list(active)
+    for place, stage in zip(places, wanted, strict=True):
+        result[place] = stage
+    return result
+
+
+def _listed(sampler: Any, vocab: int) -> tuple[dict[str, dict[str, Any]], list[str], Draw | Item | None]:
+    """(values by stage, stage names in list order, the draw) of the `sampler` field."""
+    if sampler is None:
+        return {}, [], None
+    single = not isinstance(sampler, list)
+    items = [sampler] if single else sampler
+    if len(items) > MAX_ITEMS:
+        raise SamplerError(f"'sampler' has more than {MAX_ITEMS} items", "sampler")
+    values: dict[str, dict[str, Any]] = {}
+    listed: list[str] = []
+    draw: Item | None = None
+    for i, item in enumerate(items):
+        path = "sampler" if single else f"sampler[{i}]"
+        if isinstance(item, str):
+            item = {"name": item}
+        if not isinstance(item, Mapping):
+            raise SamplerError(f"'{path}' must be a name or an object with a name", path)
+        name = item.get("name")
+        if not isinstance(name, str):
+            raise SamplerError(f"'{path}.name' is required", f"{path}.name")
+        if name in listed or (draw is not None and name == draw.name):
+            raise SamplerError(f"'{path}.name': '{name}' occurs twice", f"{path}.name")
+        parameters = {key: value for key, value in item.items() if key != "name" and value is not None}
+        if name in DRAWS:
+            if draw is not None:
+                raise SamplerError(f"'{path}.name': '{draw.name}' and '{name}' are both draws", f"{path}.name")
+            for key in parameters:
+                raise SamplerError(f"'{path}.{key}': '{name}' has no parameters", f"{path}.{key}")
+            draw = Item(name, {})
+            continue
+        if name not in STAGES or name in INTERNAL:
+            known = sorted([stage.name for stage in _public()] + [one.name for one in DRAWS])
+            raise SamplerError(f"unknown sampler '{name}'; known: {', '.join(known)}", f"{path}.name")
+        stage = STAGES.get(name)
+        chosen: dict[str, Any] = {param.name: param.when_named for param in stage.params}
+        for key, value in parameters.items():
+            if key not in _fields(stage):
+                known = ", ".join(_fields(stage))
+                raise SamplerError(f"'{path}.{key}' is not a parameter of {name}; known: {known}", f"{path}.{key}")
+            chosen[key] = _parse(stage, key, value, f"{path}.{key}", vocab)
+        for field in stage.structured:
+            if field not in chosen:
+                raise SamplerError(f"'{path}.{field}' is required", f"{path}.{field}")
+        values[name] = chosen
+        listed.append(name)
+    return values, listed, draw
+
+
+def _fields(stage: Stage) -> tuple[str, ...]:
+    return (*(param.name for param in stage.params), *stage.structured)
+
+
+def _neutral(stage: Stage) -> dict[str, Any]:
+    return {param.name: param.neutral for param in stage.params}
+
+
+def _parse(stage: Stage, field: str, value: Any, path: str, vocab: int) -> Any:
+    for param in stage.params:
+        if param.name == field:
+            return param.check(value, path)
+    return stage.parse(field, value, path, vocab)
+
+
+def _draw(name: Any, path: str) -> Draw:
+    if not isinstance(name, str):
+        raise SamplerError(f"'{path}' must be a string", path)
+    return DRAWS.get(name, path)
+
+
+def _one_of(value: Any, path: str, allowed: tuple[str, ...]) -> str:
+    if value not in allowed:
+        raise SamplerError(f"'{path}' must be one of {', '.join(allowed)}", path)
+    return str(value)

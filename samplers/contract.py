@@ -14,6 +14,8 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor
 
+from samplers.rng import Noise
+
 
 class SamplerError(ValueError):
     """A request names a sampler or a value that does not exist; `param` is the dotted path of the field."""
@@ -129,8 +131,8 @@ class Stage(Protocol):
     structured: ClassVar[tuple[str, ...]]  # non-scalar fields, checked by `parse`, delivered by Admission.values
     in_greedy: ClassVar[bool]  # runs at temperature 0 as well (masks, bias, penalties)
 
-    def parse(self, field: str, value: Any, path: str) -> Any:
-        """The checked value of a structured field. Raises SamplerError."""
+    def parse(self, field: str, value: Any, path: str, vocab: int) -> Any:
+        """The checked value of a structured field, for a vocabulary of `vocab` ids. Raises SamplerError."""
         ...
 
     def is_neutral(self, values: Mapping[str, Any]) -> bool:
@@ -150,6 +152,6 @@ class Draw(Protocol):
     name: ClassVar[str]
     params: ClassVar[tuple[Param, ...]]
 
-    def pick(self, logits: Tensor, params: Mapping[str, Tensor], rows: Rows, noise: Any) -> Tensor:
-        """logits [R, V] fp32 -> tokens [R] int64. `noise` gives uniforms by purpose (`rng.Noise`)."""
+    def pick(self, logits: Tensor, params: Mapping[str, Tensor], rows: Rows, noise: Noise) -> Tensor:
+        """logits [R, V] fp32, each row with a finite entry -> tokens [R] int64."""
         ...

@@ -1,0 +1,27 @@
+"""The Gumbel draw: argmax of logit plus noise. The same law as the plain draw, with one uniform per token, so that
+two distributions drawn with the same noise agree as often as they can."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from samplers.contract import Rows
+from samplers.registry import DRAWS
+from samplers.rng import Noise, Purpose
+
+
+@DRAWS.register
+class Gumbel:
+    """argmax over tokens of ln p - ln(-ln u)."""
+
+    name = "gumbel"
+    params = ()
+
+    def pick(self, logits: Tensor, params: Mapping[str, Tensor], rows: Rows, noise: Noise) -> Tensor:
+        uniforms = noise.per_token(Purpose.NOISE, logits.shape[1])
+        perturbed = logits.cpu().numpy().astype(np.float64) - np.log(-np.log(uniforms))
+        return torch.from_numpy(perturbed.argmax(1)).to(logits.device)

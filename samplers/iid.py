@@ -1,0 +1,25 @@
+"""The plain draw: one token from the final row, by integer weights and 52 random bits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from samplers.contract import Rows
+from samplers.quantise import pick, quantise
+from samplers.registry import DRAWS
+from samplers.rng import Noise, Purpose
+
+
+@DRAWS.register
+class Iid:
+    """P(token) differs from the row by at most V 2^-52."""
+
+    name = "iid"
+    params = ()
+
+    def pick(self, logits: Tensor, params: Mapping[str, Tensor], rows: Rows, noise: Noise) -> Tensor:
+        weights = quantise(logits.cpu().numpy())
+        return torch.from_numpy(pick(weights, noise.bits(Purpose.DRAW))).to(logits.device)

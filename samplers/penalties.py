@@ -1,0 +1,70 @@
+"""Repetition, frequency and presence penalties.
+
+Repetition (CTRL, Keskar et al., arXiv 1909.05858) counts the prompt as well; frequency and presence count
+generated tokens only, as OpenAI defines them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from samplers.contract import Param, Rows, Shape, State
+from samplers.counts import OutputCounts
+from samplers.registry import STAGES
+from samplers.stage import BaseStage
+
+
+@STAGES.register
+class RepetitionPenalty(BaseStage):
+    """Positive logits of seen tokens are divided by the penalty, others multiplied with it."""
+
+    name = "repetition_penalty"
+    order = 4
+    params = (Param("repetition_penalty", float, 1.0, low=0.0, high=10.0, low_open=True, default=1.1),)
+    in_greedy = True
+
+    def new_state(self, shape: Shape) -> OutputCounts:
+        return OutputCounts(shape, with_prompt=True)
+
+    def shape(self, logits: Tensor, params: Mapping[str, Tensor], rows: Rows, state: State | None) -> Tensor:
+        assert isinstance(state, OutputCounts)
+        penalty = params["repetition_penalty"].unsqueeze(1)
+        punished = torch.where(logits > 0, logits / penalty, logits * penalty)
+        return torch.where(state.counts[rows.slots] > 0, punished, logits)
+
+
+@STAGES.register
+class FrequencyPenalty(BaseStage):
+    """Subtracts the penalty once per earlier occurrence."""
+
+    name = "frequency_penalty"
+    order = 5
+    params = (Param("frequency_penalty", float, 0.0, low=-2.0, high=2.0, default=0.5),)
+    in_greedy = True
+
+    def new_state(self, shape: Shape) -> OutputCounts:
+        return OutputCounts(shape)
+
+    def shape(self, logits: Tensor, params: Mapping[str, Tensor], rows: Rows, state: State | None) -> Tensor:
+        assert isinstance(state, OutputCounts)
+        return logits - params["frequency_penalty"].unsqueeze(1) * state.counts[rows.slots]
+
+
+@STAGES.register
+class PresencePenalty(BaseStage):
+    """Subtracts the penalty once from every token that has occurred."""
+
+    name = "presence_penalty"
+    order = 5.1
+    params = (Param("presence_penalty", float, 0.0, low=-2.0, high=2.0, default=0.5),)
+    in_greedy = True
+
+    def new_state(self, shape: Shape) -> OutputCounts:
+        return OutputCounts(shape)
+
+    def shape(self, logits: Tensor, params: Mapping[str, Tensor], rows: Rows, state: State | None) -> Tensor:
+        assert isinstance(state, OutputCounts)
+        return logits - params["presence_penalty"].unsqueeze(1) * (state.counts[rows.slots] > 0)

@@ -1,0 +1,32 @@
+"""One portable rule from a row of logits to integer weights, and from 52 random bits to a token.
+
+Integer sums are associative, so the cumulative weights are monotone and the same on every device.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+BITS = 52
+
+
+def quantise(logits: npt.NDArray[np.floating]) -> npt.NDArray[np.int64]:
+    """Weights [R, V] int64 summing to exactly 2^52 per row; 0 means never drawn.
+
+    logits: [R, V] with at least one finite entry per row and no NaN or +inf. The rounding deficit goes to the
+    most probable token, the lowest id among equals.
+    """
+    shifted = logits.astype(np.float64)
+    shifted -= shifted.max(1, keepdims=True)
+    np.exp(shifted, out=shifted)
+    shifted *= 2.0**BITS / shifted.sum(1, keepdims=True)
+    weights = shifted.astype(np.int64)
+    rows = np.arange(len(weights))
+    weights[rows, shifted.argmax(1)] += 2**BITS - weights.sum(1)
+    return weights
+
+
+def pick(weights: npt.NDArray[np.int64], bits: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """The smallest token whose cumulative weight exceeds the random bits. weights: [R, V]; bits: [R] -> [R]."""
+    return (weights.cumsum(1) > bits[:, None]).argmax(1)

@@ -1,0 +1,39 @@
+"""Base class of stages: everything a plain logits-to-logits map does not have to say."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from samplers.contract import Param, SamplerError, Shape, State
+
+
+class BaseStage:
+    """A stateless stage with scalar parameters that also stays out of greedy decoding."""
+
+    name: ClassVar[str]
+    order: ClassVar[float]
+    params: ClassVar[tuple[Param, ...]] = ()
+    structured: ClassVar[tuple[str, ...]] = ()
+    in_greedy: ClassVar[bool] = False
+
+    def parse(self, field: str, value: Any, path: str, vocab: int) -> Any:
+        raise SamplerError(f"'{path}' is not a field of {self.name}", path)
+
+    def is_neutral(self, values: Mapping[str, Any]) -> bool:
+        return all(values[param.name] == param.neutral for param in self.params) and not any(
+            values.get(field) for field in self.structured
+        )
+
+    def new_state(self, shape: Shape) -> State | None:
+        return None
+
+
+def token_ids(value: Any, path: str, vocab: int) -> tuple[int, ...]:
+    """A list of token ids inside the vocabulary. Raises SamplerError."""
+    if not isinstance(value, (list, tuple)):
+        raise SamplerError(f"'{path}' must be a list of token ids", path)
+    for i, item in enumerate(value):
+        if isinstance(item, bool) or not isinstance(item, int) or not 0 <= item < vocab:
+            raise SamplerError(f"'{path}[{i}]' must be a token id in [0, {vocab})", f"{path}[{i}]")
+    return tuple(value)
