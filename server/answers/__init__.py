@@ -1,0 +1,1 @@
+"""How results look on the wire: whole bodies and stream chunks of each endpoint."""

@@ -1,0 +1,89 @@
+"""Adds up the steps of a job: the whole response is this sum, and a stream reads its usage from it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import AsyncIterable
+from dataclasses import dataclass, field
+from typing import Any
+
+from engine.request import TokenScore
+from server.answers.logprobs import FLOOR
+from server.choice import ChoiceEvent, End
+from server.generate import Step
+from server.plan import Plan
+
+
+@dataclass
+class Folded:
+    """Everything received so far."""
+
+    plan: Plan
+    choices: dict[int, ChoiceEvent] = field(default_factory=dict)  # by index over all prompts
+    prompt_scores: dict[int, list[TokenScore | None]] = field(default_factory=dict)
+    cached: dict[int, int] = field(default_factory=dict)
+    completion_tokens: int = 0
+    ended: int = 0
+
+    def note(self, step: Step) -> None:
+        """What concerns prompts: scores and cache hits."""
+        self.cached[step.prompt] = max(self.cached.get(step.prompt, 0), step.cached_tokens)
+        if step.prompt_scores is not None:
+            self.prompt_scores[step.prompt] = step.prompt_scores
+
+    def count(self, event: ChoiceEvent) -> None:
+        self.completion_tokens += len(event.token_ids)
+        self.ended += event.end is not None
+
+    def add(self, event: ChoiceEvent) -> None:
+        """Append to the choice's result."""
+        whole = self.choices.setdefault(event.choice, ChoiceEvent(event.choice))
+        whole.text += event.text
+        whole.token_ids += event.token_ids
+        whole.entries += event.entries
+        whole.end = event.end
+
+    @property
+    def complete(self) -> bool:
+        return self.ended == len(self.plan.prompts) * self.plan.job.n
+
+    def usage(self) -> dict[str, Any]:
+        prompt = sum(len(one.ids) for one in self.plan.prompts)
+        return {
+            "prompt_tokens": prompt,
+            "completion_tokens": self.completion_tokens,
+            "total_tokens": prompt + self.completion_tokens,
+            "prompt_tokens_details": {"cached_tokens": sum(self.cached.values())},
+            "completion_tokens_details": {"reasoning_tokens": 0},
+        }
+
+    def report(self) -> dict[str, Any]:
+        """The `drafthouse` object: what was actually used."""
+        return {
+            "sampler": self.plan.chain.report(),
+            "spec_decode": False,
+            "voting": None,
+            "experiment": None,
+            "seed": self.plan.seed,
+        }
+
+
+async def fold(plan: Plan, steps: AsyncIterable[Step]) -> Folded:
+    """All steps at once."""
+    folded = Folded(plan)
+    async for step in steps:
+        folded.note(step)
+        for event in step.events:
+            folded.count(event)
+            folded.add(event)
+    return folded
+
+
+def end_fields(end: End) -> dict[str, Any]:
+    """The part of a choice that tells how it ended."""
+    fields: dict[str, Any] = {
+        "finish_reason": end.reason,
+        "stop_reason": end.stop_reason,
+        "cumulative_logprob": end.cumulative_logprob if math.isfinite(end.cumulative_logprob) else FLOOR,
+    }
+    return fields if end.failure is None else fields | {"failure": end.failure}

@@ -1,0 +1,64 @@
+"""Assembles the application: routes, boundary, error shapes. Holds no state of its own beyond the given one."""
+
+from __future__ import annotations
+
+from http import HTTPStatus
+
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.responses import Response
+
+from server import document
+from server.boundary import Envelope, Gate
+from server.errors import ApiError, bad_request
+from server.presets import check_presets
+from server.routes import chat, completions, models, ops, tokenize
+from server.schema.chat import ChatBody
+from server.schema.completions import CompletionBody
+from server.schema.tokenize import DetokenizeBody, TokenizeBody
+from server.state import VERSION, ServerState
+
+
+def create_app(state: ServerState) -> FastAPI:
+    """The application over a state. Raises PresetError if a preset could never be used."""
+    for model in state.models:
+        check_presets(model.presets, model.tokenizer, model.runner.vocab_size)
+    app = FastAPI(
+        title="Drafthouse",
+        version=VERSION,
+        description="An OpenAI-compatible server in which the decoding algorithm is a request parameter.",
+        redirect_slashes=False,
+    )
+    app.state.server = state
+    for module in (chat, completions, models, tokenize, ops):
+        app.include_router(module.router)
+    app.add_exception_handler(HTTPException, _http_error)
+    app.add_exception_handler(RequestValidationError, _invalid)
+    document.install(app, [ChatBody, CompletionBody, TokenizeBody, DetokenizeBody])
+    app.add_middleware(Gate, state=state)  # the last added is the outermost
+    if state.cors_origins:
+        app.add_middleware(
+            CORSMiddleware,
+            allow_origins=state.cors_origins,
+            allow_methods=["*"],
+            allow_headers=["*"],
+            expose_headers=["x-request-id", "retry-after"],
+        )
+    app.add_middleware(Envelope, state=state)
+    return app
+
+
+async def _http_error(request: Request, error: Exception) -> Response:
+    """Unknown routes and wrong methods."""
+    assert isinstance(error, HTTPException)
+    phrase = HTTPStatus(error.status_code).phrase.lower()
+    message = f"{phrase}: {request.method} {request.url.path}"
+    return ApiError(error.status_code, message, headers=dict(error.headers or {})).response()
+
+
+async def _invalid(request: Request, error: Exception) -> Response:
+    """Faults the framework itself finds."""
+    return bad_request("the request is malformed").response()

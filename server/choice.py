@@ -1,0 +1,162 @@
+"""One choice on its way from token deltas to text events: detokenized, cut at stop strings, tokens kept aligned.
+
+Knows nothing about HTTP or about other choices. Lives in the event loop.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+
+from engine.request import DecodeRequest, Delta, Finish, FinishReason, TokenScore
+from server.text.codec import TextCodec
+from server.text.stop import StopMatcher
+
+ABORTED = "overloaded"  # failure codes of a choice
+UNSATISFIABLE = "constraint_unsatisfiable"
+
+
+@dataclass(frozen=True)
+class TextOptions:
+    """How tokens become text."""
+
+    stops: tuple[str, ...] = ()
+    include_stop: bool = False
+    skip_special: bool = True
+    interval: int | None = None  # tokens per event; None: whatever the engine delivered together
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A token as log-probabilities list it."""
+
+    token: int
+    score: TokenScore
+    at: int  # index of the character its first byte belongs to
+    visible: bool  # it contributes to the text
+
+
+@dataclass(frozen=True)
+class End:
+    """How a choice ended."""
+
+    reason: str  # 'stop' or 'length'
+    stop_reason: str | int | None
+    cumulative_logprob: float
+    failure: dict[str, str] | None = None
+
+
+@dataclass
+class ChoiceEvent:
+    """What became final of one choice: concatenated over the events, its whole result."""
+
+    choice: int  # index in the response
+    text: str = ""
+    token_ids: list[int] = field(default_factory=list)
+    entries: list[Entry] = field(default_factory=list)
+    end: End | None = None
+
+
+class ChoiceStream:
+    """Turns the deltas of one choice into events."""
+
+    def __init__(self, index: int, codec: TextCodec, request: DecodeRequest, options: TextOptions) -> None:
+        self.done = False
+        self._index = index
+        self._codec = codec
+        self._request = request
+        self._options = options
+        self._detokenizer = codec.detokenizer()
+        self._matcher = StopMatcher(options.stops, options.include_stop)
+        self._waiting: deque[Entry] = deque()  # entries whose first character is not out yet
+        self._seen = 0  # characters decoded
+        self._count = 0  # tokens
+        self._event = ChoiceEvent(index)
+        self._released = 0  # characters given out
+        # Tokens behind a stop string may arrive with it or be cut off before, as timing has it. Summing the scores
+        # ourselves keeps the reported sum independent of that.
+        self._own_sum = bool(options.stops) and request.logprobs is not None and not request.processed_logprobs
+        self._sum = 0.0
+
+    def feed(self, delta: Delta) -> list[ChoiceEvent]:
+        """Events of a delta; the last one has `end` when the choice is over."""
+        finish = delta.finish
+        events: list[ChoiceEvent] = []
+        last = len(delta.token_ids) - 1
+        for at, token in enumerate(delta.token_ids):
+            ending = finish is not None and finish.stop_token_id is not None and at == last
+            self._token(token, delta.scores[at] if delta.scores else None, ending)
+            if self._matcher.matched is not None:
+                events.append(self._close("stop", self._matcher.matched, delta))
+                return events
+            interval = self._options.interval
+            if interval is not None and at != last and len(self._event.token_ids) >= interval:
+                events.append(self._take())
+        if finish is not None:
+            events.append(self._finish(finish, delta))
+        elif self._due():
+            events.append(self._take())
+        return events
+
+    def _due(self) -> bool:
+        """Whether to send what there is: something to see, and as many tokens as were asked for."""
+        if self._options.interval is not None:
+            return len(self._event.token_ids) >= self._options.interval or self._released == len(self._event.text) > 0
+        return bool(self._event.text or self._event.entries)
+
+    def _token(self, token: int, score: TokenScore | None, ending: bool) -> None:
+        options = self._options
+        self._count += 1
+        self._event.token_ids.append(token)
+        if score is not None:
+            self._sum += score.logprob
+        hidden = (ending and not (options.include_stop and token in self._request.stop_token_ids)) or (
+            options.skip_special and token in self._codec.special_ids
+        )
+        at, text = self._seen, ""
+        if not hidden:
+            at += self._detokenizer.lead(token)
+            text = self._detokenizer.feed(token)
+            self._seen += len(text)
+        if score is not None:
+            self._waiting.append(Entry(token, score, at, not hidden and bool(self._codec.token_bytes(token))))
+        self._release(self._matcher.feed(text, armed=self._count > self._request.min_tokens))
+
+    def _release(self, text: str) -> None:
+        self._event.text += text
+        self._released += len(text)
+        while self._waiting and self._waiting[0].at < self._released:
+            self._event.entries.append(self._waiting.popleft())
+
+    def _finish(self, finish: Finish, delta: Delta) -> ChoiceEvent:
+        tail = self._detokenizer.finish()
+        self._release(self._matcher.feed(tail, armed=self._count > self._request.min_tokens))
+        if self._matcher.matched is not None:
+            return self._close("stop", self._matcher.matched, delta)
+        self._release(self._matcher.flush())
+        self._event.entries += self._waiting
+        if finish.reason in (FinishReason.ERROR, FinishReason.ABORT):
+            return self._close("length", "error", delta, _failure(finish))
+        named = finish.stop_token_id if finish.stop_token_id in self._request.stop_token_ids else None
+        return self._close(finish.reason.value, named, delta)
+
+    def _close(
+        self, reason: str, stop_reason: str | int | None, delta: Delta, failure: dict[str, str] | None = None
+    ) -> ChoiceEvent:
+        self.done = True
+        total = self._sum if self._own_sum else delta.cumulative_logprob
+        self._event.end = End(reason, stop_reason, total, failure)
+        return self._take()
+
+    def _take(self) -> ChoiceEvent:
+        event, self._event = self._event, ChoiceEvent(self._index)
+        return event
+
+
+def _failure(finish: Finish) -> dict[str, str]:
+    """What the client is told about a choice the engine could not finish; causes of ours stay in the log."""
+    if finish.reason is FinishReason.ABORT:
+        return {"code": ABORTED, "message": "the request was ended by the server"}
+    if finish.error_code == UNSATISFIABLE:
+        return {"code": UNSATISFIABLE, "message": finish.message or "the request's own masks leave no token to choose"}
+    return {"code": "internal_error", "message": "the model failed on this choice"}

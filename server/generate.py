@@ -1,0 +1,164 @@
+"""Runs a job's prompts on the model's runner and yields the text events of all its choices.
+
+One generator feeds streamed and whole responses, so they cannot disagree. Closing it ends the work. Knows nothing
+about endpoints; lives in the event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+from dataclasses import dataclass, field
+
+from engine.request import DecodeRequest, Output, TokenScore
+from server.choice import ABORTED, UNSATISFIABLE, ChoiceEvent, ChoiceStream, End, TextOptions
+from server.errors import ApiError, internal, overloaded
+from server.metrics import Metrics
+from server.state import ServedModel
+
+
+@dataclass(frozen=True)
+class Job:
+    """The decoding work of one HTTP request."""
+
+    model: ServedModel
+    requests: tuple[DecodeRequest, ...]  # one per prompt, each for `n` choices
+    options: TextOptions
+    n: int  # choices the engine makes per prompt
+    arrived: float  # time.perf_counter() when the request came in
+    prompts_in_flight: int = 32
+
+
+@dataclass
+class Step:
+    """What is new about one prompt."""
+
+    prompt: int
+    events: list[ChoiceEvent] = field(default_factory=list)  # `choice` counts over all prompts
+    prompt_scores: list[TokenScore | None] | None = None
+    cached_tokens: int = 0  # so far, of this prompt
+
+
+async def run(job: Job, metrics: Metrics) -> AsyncGenerator[Step]:
+    """All steps of a job. Raises ApiError or what the runner raises."""
+    failures: list[tuple[int, ChoiceEvent, ApiError]] = []  # held back until it is known whether any choice succeeds
+    succeeded = False
+    async with aclosing(_merged(job, metrics)) as steps:
+        async for step in steps:
+            for event in step.events[:]:
+                if event.end is not None and event.end.failure is not None:
+                    step.events.remove(event)
+                    failures.append((step.prompt, event, _failure(event.end)))
+                elif event.end is not None:
+                    succeeded = True
+            if succeeded and failures:
+                step.events += [event for prompt, event, _ in failures if prompt == step.prompt]
+                yield step
+                for prompt, event, _ in failures:
+                    if prompt != step.prompt:
+                        yield Step(prompt, [event])
+                failures.clear()
+            elif step.events or step.prompt_scores is not None:
+                yield step
+    if failures:
+        raise failures[0][2]
+
+
+def _failure(end: End) -> ApiError:
+    """The error of a request none of whose choices succeeded."""
+    assert end.failure is not None
+    match end.failure:
+        case {"code": code, "message": message} if code == UNSATISFIABLE:
+            return ApiError(400, message, None, UNSATISFIABLE)
+        case {"code": code, "message": message} if code == ABORTED:
+            return overloaded(message)
+        case _:
+            return internal()
+
+
+async def _merged(job: Job, metrics: Metrics) -> AsyncGenerator[Step]:
+    """The steps of all prompts as they come."""
+    if len(job.requests) == 1:
+        async with aclosing(_prompt_steps(job, 0, metrics)) as steps:
+            async for step in steps:
+                yield step
+        return
+    # one slot: a producer waits until its step is taken; meanwhile its outputs merge in the runner's mailbox
+    queue: asyncio.Queue[Step | BaseException | None] = asyncio.Queue(maxsize=1)
+    gate = asyncio.Semaphore(job.prompts_in_flight)
+
+    async def produce(prompt: int) -> None:
+        try:
+            async with gate, aclosing(_prompt_steps(job, prompt, metrics)) as steps:
+                async for step in steps:
+                    await queue.put(step)
+            await queue.put(None)
+        except Exception as error:
+            await queue.put(error)
+
+    producers = [asyncio.create_task(produce(prompt)) for prompt in range(len(job.requests))]
+    try:
+        running = len(producers)
+        while running:
+            item = await queue.get()
+            if isinstance(item, BaseException):
+                raise item
+            if item is None:
+                running -= 1
+            else:
+                yield item
+    finally:
+        for task in producers:
+            task.cancel()
+        await asyncio.gather(*producers, return_exceptions=True)
+
+
+async def _prompt_steps(job: Job, prompt: int, metrics: Metrics) -> AsyncGenerator[Step]:
+    """The steps of one prompt's choices."""
+    request, runner = job.requests[prompt], job.model.runner
+    first = prompt * job.n
+    choices = [ChoiceStream(first + j, job.model.tokenizer, request, job.options) for j in range(job.n)]
+    clock = _Clock(metrics, job.model.id, job.arrived, job.n)
+    outputs: AsyncIterator[Output] = runner.submit(request)
+    try:
+        async for output in outputs:
+            step = Step(prompt, prompt_scores=output.prompt_scores, cached_tokens=output.cached_tokens)
+            for j, delta in output.deltas.items():
+                if choices[j].done:
+                    continue  # cut at a stop string; these tokens were on their way
+                clock.tokens(j, len(delta.token_ids))
+                step.events += choices[j].feed(delta)
+                if choices[j].done and delta.finish is None:
+                    runner.abort(request.id, j)
+            if output.scored:
+                step.events += [ChoiceEvent(first + j, end=End("length", None, 0.0)) for j in range(job.n)]
+            yield step
+            if output.scored or all(choice.done for choice in choices):
+                return
+    finally:
+        close = getattr(outputs, "aclose", None)
+        if close is not None:
+            await close()
+    raise overloaded("the request was ended by the server")
+
+
+class _Clock:
+    """Latency of one prompt's tokens."""
+
+    def __init__(self, metrics: Metrics, model: str, arrived: float, n: int) -> None:
+        self._metrics, self._model, self._arrived = metrics, model, arrived
+        self._last: list[float | None] = [None] * n
+        self._started = False
+
+    def tokens(self, choice: int, count: int) -> None:
+        if not count:
+            return
+        now = time.perf_counter()
+        last, self._last[choice] = self._last[choice], now
+        if not self._started:
+            self._started = True
+            self._metrics.first_token(self._model, now - self._arrived)
+        elif last is not None:
+            self._metrics.tokens_after(self._model, now - last, count)

@@ -1,0 +1,204 @@
+"""From a request body to a plan: prompts tokenized, limits applied, every default filled in.
+
+The last place where fields have names of the API. Knows nothing about how answers look.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from starlette.requests import Request
+
+from engine.request import DecodeRequest
+from samplers.chain import Chain
+from server.boundary import suggest_request_id
+from server.choice import TextOptions
+from server.errors import refuse, too_long
+from server.generate import Job
+from server.presets import merged, resolve_sampling, sampling_fields
+from server.prompts import PromptInput
+from server.refusals import HANDLED, check_common, refuse_unavailable
+from server.schema.common import PASSED_SAMPLING, GenerationBody
+from server.schema.parse import log_unknown, read_json, refuse_look_alikes, validate
+from server.state import ServedModel, ServerState
+
+XARGS = ("sampler", "spec_decode", "voting")
+B = TypeVar("B", bound=GenerationBody)
+
+
+@dataclass(frozen=True)
+class Call(Generic[B]):
+    """A checked request: its body with the preset merged in, and the layers it came from."""
+
+    state: ServerState
+    body: B
+    model: ServedModel
+    request: Mapping[str, Any]  # as sent
+    preset: Mapping[str, Any]
+    arrived: float
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the answer needs besides the events."""
+
+    id: str
+    created: int
+    model: str  # as requested
+    fingerprint: str
+    served: ServedModel
+    job: Job
+    prompts: tuple[PromptInput, ...]
+    chain: Chain
+    seed: int
+    n: int  # choices returned per prompt
+    stream: bool
+    include_usage: bool
+    continuous_usage: bool
+
+
+async def read_call(request: Request, state: ServerState, kind: type[B]) -> Call[B]:
+    """Parse and check a generation request."""
+    arrived = time.perf_counter()
+    raw = await read_json(request, state.limits.body_bytes)
+    known = (*kind.model_fields, *PASSED_SAMPLING, *HANDLED)
+    refuse_look_alikes(raw, known)
+    raw = expand_xargs(raw)
+    body = validate(kind, raw)
+    suggest_request_id(request, body.request_id or body.rid)
+    model, preset_name = state.find(body.model)
+    preset: Mapping[str, Any] = {}
+    if preset_name is not None:
+        preset = model.presets[preset_name]
+        body = validate(kind, merged(raw, preset))
+    refuse_unavailable(merged(raw, preset))
+    check_common(body)
+    log_unknown(raw, known, state.logged_names)
+    return Call(state, body, model, raw, preset, arrived)
+
+
+def expand_xargs(raw: dict[str, Any]) -> dict[str, Any]:
+    """Move our fields out of `vllm_xargs`, the only place some clients can put them."""
+    xargs = raw.get("vllm_xargs")
+    if not isinstance(xargs, dict):
+        return raw
+    raw = dict(raw)
+    for name, value in xargs.items():
+        path = f"vllm_xargs.{name:.100}"
+        if value is None:
+            continue
+        if name not in XARGS:
+            refuse(f"unknown '{path}'; known: {', '.join(XARGS)}", path)
+        if raw.get(name) is not None:
+            refuse(f"'{name}' is given both at top level and in 'vllm_xargs'", path)
+        if isinstance(value, str) and value[:1] in ("{", "["):
+            try:
+                value = json.loads(value)
+            except (ValueError, RecursionError):
+                refuse(f"'{path}' is not valid JSON", path)
+        raw[name] = value
+    return raw
+
+
+def make_plan(
+    call: Call[Any],
+    prefix: str,
+    prompts: list[PromptInput],
+    *,
+    max_tokens: int | None,
+    max_tokens_field: str,
+    default_max_tokens: int | None,
+    logprobs: int | None,
+    prompt_logprobs: int | None,
+    n: int,
+    best_of: int | None = None,
+) -> Plan:
+    """The plan of a checked call. Without `max_tokens` the default counts, and without that the rest of the context."""
+    body, model, limits = call.body, call.model, call.state.limits
+    made = best_of or n
+    if len(prompts) * made > limits.choices_per_request:
+        refuse(f"prompts times choices may be at most {limits.choices_per_request}", "prompt")
+    layers = (call.request, call.preset, model.generation_defaults)
+    chain = resolve_sampling(sampling_fields(body, *layers, model.tokenizer), model.runner.vocab_size)
+    for name in ("stop_token_ids", "logprob_token_ids"):
+        for at, token in enumerate(getattr(body, name) or ()):
+            if token >= model.runner.vocab_size:
+                refuse(f"'{name}[{at}]' is outside the vocabulary of {model.runner.vocab_size}", f"{name}[{at}]")
+    if body.logprob_token_ids and logprobs is None:
+        refuse("'logprob_token_ids' needs 'logprobs'", "logprob_token_ids")
+    seed = secrets.randbits(64) - 2**63 if body.seed is None else body.seed
+    stops = tuple(body.stop or ())
+    processed = body.logprobs_mode == "processed"
+    identity = f"{prefix}{secrets.token_hex(14)}"
+    requests = []
+    for index, prompt in enumerate(prompts):
+        budget = _token_budget(model, prompt, max_tokens, max_tokens_field, default_max_tokens)
+        if (body.min_tokens or 0) > budget:
+            refuse(f"'min_tokens' must not be larger than the {budget} tokens to generate", "min_tokens")
+        requests.append(
+            DecodeRequest(
+                id=f"{identity}-{index}",
+                prompt_ids=tuple(prompt.ids),
+                chain=chain,
+                seed=seed,
+                max_tokens=budget,
+                n=made,
+                min_tokens=body.min_tokens or 0,
+                eos_token_ids=frozenset() if body.ignore_eos else model.eos_token_ids,
+                stop_token_ids=frozenset(body.stop_token_ids or ()),
+                # with stop strings the sum of logprobs must end at the match, which takes every token's own
+                logprobs=0 if logprobs is None and stops and not processed else logprobs,
+                prompt_logprobs=prompt_logprobs,
+                processed_logprobs=processed,
+                logprob_token_ids=tuple(body.logprob_token_ids or ()),
+                priority=body.priority or 0,
+                cache_salt=body.cache_salt or "",
+            )
+        )
+    options = TextOptions(
+        stops=stops,
+        include_stop=bool(body.include_stop_str_in_output or body.no_stop_trim),
+        skip_special=body.skip_special_tokens is not False,
+        interval=body.stream_interval if body.stream else None,
+    )
+    stream_options = body.stream_options
+    return Plan(
+        id=identity,
+        created=int(time.time()),
+        model=body.model,
+        fingerprint=model.fingerprint,
+        served=model,
+        job=Job(model, tuple(requests), options, made, call.arrived, limits.prompts_in_flight),
+        prompts=tuple(prompts),
+        chain=chain,
+        seed=seed,
+        n=n,
+        stream=bool(body.stream),
+        include_usage=bool(stream_options and stream_options.include_usage),
+        continuous_usage=bool(stream_options and stream_options.continuous_usage_stats),
+    )
+
+
+def _token_budget(
+    model: ServedModel, prompt: PromptInput, wanted: int | None, wanted_field: str, default: int | None
+) -> int:
+    """How many tokens to generate at most; the prompt and they fit into the context."""
+    limit, length = model.runner.max_model_len, len(prompt.ids)
+    if length > limit or (length == limit and wanted != 0):
+        raise too_long(
+            f"the prompt has {length} tokens; the context of {limit} leaves no room to generate", prompt.param
+        )
+    room = limit - length
+    if wanted is None:
+        return room if default is None else min(default, room)
+    if wanted > room:
+        raise too_long(
+            f"the prompt has {length} tokens and '{wanted_field}' asks for {wanted}; the context has {limit}",
+            wanted_field,
+        )
+    return wanted

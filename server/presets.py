@@ -1,0 +1,112 @@
+"""Presets: named request fields behind `model@preset`, and how they combine with what the request itself says.
+
+Precedence: request field > preset > a method's own default > the model's generation config.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from samplers.chain import Chain, resolve
+from samplers.contract import SamplerError
+from samplers.registry import STAGES
+from server.errors import ApiError
+from server.refusals import HANDLED, check_common, refuse_unavailable
+from server.schema.common import CHECKED_SAMPLING, PASSED_SAMPLING, GenerationBody
+from server.schema.parse import validate
+from server.text.codec import TextCodec
+
+NOT_PRESETTABLE = {"model", "stream", "stream_options", "request_id", "rid", "user", "vllm_xargs", "cache_salt"}
+GENERATION_CONFIG = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
+
+
+class PresetError(ValueError):
+    """A preset would fail every request that names it; the message says which one and why."""
+
+
+def check_presets(presets: Mapping[str, Mapping[str, Any]], codec: TextCodec, vocab_size: int) -> None:
+    """Refuse at start what no request could use. Raises PresetError."""
+    names = set(GenerationBody.model_fields) - NOT_PRESETTABLE | set(PASSED_SAMPLING)
+    for name, fields in presets.items():
+        where = f"preset '{name}'"
+        if not name or "@" in name or not name.isprintable():
+            raise PresetError(f"{where}: the name must be printable and without '@'")
+        if not isinstance(fields, Mapping):
+            raise PresetError(f"{where}: must be a mapping of request fields")
+        if unknown := [key for key in fields if key not in names and key not in HANDLED]:
+            raise PresetError(f"{where}: unknown or not allowed in a preset: {', '.join(map(str, unknown))}")
+        try:
+            body = validate(GenerationBody, {"model": "", **fields})
+            refuse_unavailable(fields)
+            check_common(body)
+            resolve_sampling(sampling_fields(body, {}, fields, {}, codec), vocab_size)
+        except (ApiError, SamplerError) as error:
+            raise PresetError(f"{where}: {error}") from error
+
+
+def merged(request: Mapping[str, Any], preset: Mapping[str, Any]) -> dict[str, Any]:
+    """One body of both; null in a request means absent."""
+    return {**preset, **{name: value for name, value in request.items() if value is not None}}
+
+
+def sampling_fields(
+    body: GenerationBody,
+    request: Mapping[str, Any],
+    preset: Mapping[str, Any],
+    defaults: Mapping[str, Any],
+    codec: TextCodec,
+) -> dict[str, Any]:
+    """What `resolve` gets. `body` is the checked form of both layers merged, `defaults` the generation config."""
+    values = {name: value for name in CHECKED_SAMPLING if (value := getattr(body, name)) is not None}
+    both = merged(request, preset)
+    values |= {name: both[name] for name in PASSED_SAMPLING if both.get(name) is not None}
+    if body.bad_words is not None:
+        values["bad_words_ids"] = bad_word_ids(values.pop("bad_words"), codec)
+    fallbacks = {name: defaults[name] for name in GENERATION_CONFIG if defaults.get(name) is not None}
+    if defaults.get("do_sample") is False:
+        fallbacks["temperature"] = 0.0
+    own = {name for name, value in request.items() if value is not None}
+    if "bad_words" in own:
+        own.add("bad_words_ids")
+    if "sampler" in values and "sampler" not in own:
+        values["sampler"] = [_overridden(item, values, own) for item in _items(values["sampler"])]
+    spoken_for = {field for item in _items(values.get("sampler")) for field in _fields(item)}
+    if "sampler" in own:  # the request's chain replaces what the preset says about the same stages
+        values = {name: value for name, value in values.items() if name in own or name not in spoken_for}
+    return {**{name: value for name, value in fallbacks.items() if name not in spoken_for}, **values}
+
+
+def resolve_sampling(fields: Mapping[str, Any], vocab_size: int) -> Chain:
+    """`resolve`, with numbers beyond every range refused like any other."""
+    try:
+        return resolve(fields, vocab_size)
+    except OverflowError:
+        raise SamplerError("'sampler' contains a number out of range", "sampler") from None
+
+
+def bad_word_ids(words: Iterable[str], codec: TextCodec) -> list[list[int]]:
+    """Token sequences of each word, at the start of a text and after a space."""
+    sequences = {tuple(codec.encode_plain(form)) for word in words for form in (word, " " + word.lstrip())}
+    return [list(sequence) for sequence in sorted(sequences) if sequence]
+
+
+def _items(sampler: Any) -> list[Any]:
+    return sampler if isinstance(sampler, list) else [] if sampler is None else [sampler]
+
+
+def _fields(item: Any) -> set[str]:
+    """Flat names of the parameters a chain's item speaks for."""
+    name = item.get("name") if isinstance(item, Mapping) else item
+    if not isinstance(name, str) or name not in STAGES:
+        return set()
+    stage = STAGES.get(name)
+    return {param.name for param in stage.params} | set(stage.structured)
+
+
+def _overridden(item: Any, values: Mapping[str, Any], own: set[str]) -> Any:
+    """A preset's item with what the request sets by flat name."""
+    fields = _fields(item) & own
+    if not fields:
+        return item
+    return {**({"name": item} if isinstance(item, str) else item), **{name: values[name] for name in fields}}

@@ -1,0 +1,70 @@
+"""POST /v1/completions."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from server.answers.completions import CompletionAnswer
+from server.answers.logprobs import TokenNames
+from server.document import generation_operation
+from server.errors import refuse, unavailable
+from server.plan import make_plan, read_call
+from server.prompts import completion_prompts, truncation
+from server.routes.common import respond, state_of
+from server.schema.completions import CompletionBody
+
+router = APIRouter()
+DEFAULT_MAX_TOKENS = 16
+
+
+@router.post("/v1/completions", **generation_operation(CompletionBody, "Continue one or several prompts"))
+async def completions(request: Request) -> Response:
+    """Continue one or several prompts."""
+    state = state_of(request)
+    call = await read_call(request, state, CompletionBody)
+    body, model = call.body, call.model
+    _check(body)
+    echo = bool(body.echo)
+    prompts = await completion_prompts(
+        model, body, model.runner.max_model_len, truncation(body, model, body.max_tokens or DEFAULT_MAX_TOKENS)
+    )
+    # an echo with logprobs lists the prompt's tokens as well
+    scored = [k for k in (body.prompt_logprobs, body.logprobs if echo else None) if k is not None]
+    plan = make_plan(
+        call,
+        "cmpl-",
+        prompts,
+        max_tokens=body.max_tokens,
+        max_tokens_field="max_tokens",
+        default_max_tokens=DEFAULT_MAX_TOKENS,
+        logprobs=body.logprobs,
+        prompt_logprobs=max(scored, default=None),
+        n=body.n or 1,
+        best_of=body.best_of,
+    )
+    answer = CompletionAnswer(
+        plan=plan,
+        names=TokenNames(model.tokenizer, bool(body.return_tokens_as_token_ids)),
+        top=body.logprobs,
+        prompt_top=body.prompt_logprobs,
+        token_ids=bool(body.return_token_ids),
+        echo=echo,
+    )
+    return await respond(request, answer)
+
+
+def _check(body: CompletionBody) -> None:
+    """Rules between fields of a completion."""
+    if body.max_tokens == 0 and not body.echo:
+        refuse("'max_tokens' may be 0 only with 'echo'", "max_tokens")
+    if body.suffix is not None:
+        raise unavailable("suffix", "the model declares no fill-in-the-middle template; a suffix is")
+    if body.best_of is not None:
+        if body.best_of < (body.n or 1):
+            refuse("'best_of' must not be smaller than 'n'", "best_of")
+        if body.stream:
+            refuse("'best_of' excludes 'stream'", "best_of")
+        if body.echo:
+            refuse("'best_of' excludes 'echo'", "best_of")

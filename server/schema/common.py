@@ -1,0 +1,91 @@
+"""Fields shared by chat and text completions, as openai_api.md sections 2, 4.1 and 11 list them.
+
+Absent and null are the same and become None. What each field does is decided in `server.plan`.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from server.schema.fields import Body, Count, Flag, Int, Int64, Number, RequestId, Stops, Text, TokenId
+
+# Scalars and objects that `samplers.chain.resolve` reads. Those without a field of their own below are passed on
+# unchecked, and refused there while no sampler of that name exists.
+CHECKED_SAMPLING = (
+    "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty",
+    "logit_bias", "allowed_token_ids", "bad_words", "sampler", "sampler_order", "temperature_last",
+)  # fmt: skip
+PASSED_SAMPLING = (
+    "typical_p", "epsilon_cutoff", "eta_cutoff", "top_n_sigma", "xtc_probability", "xtc_threshold", "mirostat_tau",
+    "mirostat_eta", "adaptive_p", "dynatemp_range", "dynatemp_exponent", "dry_multiplier", "dry_base",
+    "dry_allowed_length", "dry_penalty_last_n", "dry_sequence_breakers", "no_repeat_ngram_size", "rpg", "reuse_cap",
+    "knn", "ngram_mix", "draw",
+)  # fmt: skip
+
+
+class StreamOptions(Body):
+    include_usage: Flag | None = None
+    continuous_usage_stats: Flag | None = None
+    include_obfuscation: Flag | None = None
+
+
+class ResponseFormat(Body):
+    type: Text
+    json_schema: dict[str, Any] | None = None
+
+
+class GenerationBody(Body):
+    """Everything both endpoints accept."""
+
+    model: Text
+    max_tokens: Int | None = None
+    temperature: Annotated[Number, Field(ge=0, le=100)] | None = None
+    top_p: Annotated[Number, Field(gt=0, le=1)] | None = None
+    n: Annotated[Int, Field(ge=1, le=128)] | None = None
+    presence_penalty: Annotated[Number, Field(ge=-2, le=2)] | None = None
+    frequency_penalty: Annotated[Number, Field(ge=-2, le=2)] | None = None
+    logit_bias: dict[Annotated[Text, Field(max_length=20)], Annotated[Number, Field(ge=-100, le=100)]] | None = None
+    seed: Int64 | None = None
+    stop: Stops = None
+    stream: Flag | None = None
+    stream_options: StreamOptions | None = None
+    response_format: ResponseFormat | None = None
+    user: Text | None = None
+
+    # sampling and output control under the names of other servers
+    top_k: Annotated[Int, Field(ge=-1)] | None = None
+    min_p: Annotated[Number, Field(ge=0, le=1)] | None = None
+    repetition_penalty: Annotated[Number, Field(gt=0, le=10)] | None = None
+    min_tokens: Annotated[Int, Field(ge=0)] | None = None
+    ignore_eos: Flag | None = None
+    stop_token_ids: Annotated[list[TokenId], Field(max_length=1024)] | None = None
+    include_stop_str_in_output: Flag | None = None
+    no_stop_trim: Flag | None = None
+    skip_special_tokens: Flag | None = None
+    spaces_between_special_tokens: Flag | None = None
+    truncate_prompt_tokens: Annotated[Int, Field(ge=-1)] | None = None
+    prompt_logprobs: Annotated[Int, Field(ge=0, le=20)] | None = None
+    logprob_token_ids: Annotated[list[TokenId], Field(max_length=128)] | None = None
+    allowed_token_ids: Annotated[list[TokenId], Field(min_length=1)] | None = None
+    bad_words: list[Annotated[Text, Field(min_length=1)]] | None = None
+    add_special_tokens: Flag | None = None
+    request_id: RequestId | None = None
+    rid: RequestId | None = None
+    return_token_ids: Flag | None = None
+    return_tokens_as_token_ids: Flag | None = None
+    stream_interval: Count | None = None
+    priority: Annotated[Int, Field(ge=-(2**31), le=2**31 - 1)] | None = None
+    cache_salt: Annotated[Text, Field(min_length=1)] | None = None
+    vllm_xargs: dict[Text, Any] | None = None
+    use_beam_search: Flag | None = None
+    length_penalty: Number | None = None
+
+    # how to decode
+    sampler: Text | dict[Text, Any] | list[Text | dict[Text, Any]] | None = None
+    sampler_order: Literal["fixed", "given"] | None = None
+    temperature_last: Flag | None = None
+    spec_decode: Flag | Text | dict[Text, Any] | None = None
+    voting: dict[Text, Any] | None = None
+    logprobs_mode: Literal["raw", "processed"] | None = None

@@ -1,0 +1,101 @@
+"""What the application serves: models, keys, limits. Built once at start and handed to every route."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+from engine.runners.base import Runner
+from server.errors import ApiError
+from server.metrics import Metrics
+from server.text.codec import TextCodec
+
+VERSION = "0.1.0"
+
+
+@dataclass
+class ServedModel:
+    """One model under the id clients ask for."""
+
+    id: str
+    runner: Runner
+    tokenizer: TextCodec
+    root: str = ""  # the folder or hub id it was loaded from; reported by /v1/models
+    created: int = field(default_factory=lambda: int(time.time()))
+    generation_defaults: Mapping[str, Any] = field(default_factory=dict)  # the model's generation_config.json
+    presets: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)  # name -> request fields
+
+    @cached_property
+    def eos_token_ids(self) -> frozenset[int]:
+        """Every token that ends a text of this model."""
+        configured = self.generation_defaults.get("eos_token_id")
+        ids = configured if isinstance(configured, list) else [configured]
+        return frozenset(i for i in (*ids, self.tokenizer.eos_token_id) if i is not None)
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Changes with what could change the tokens of a seeded request."""
+        facts = f"{VERSION}/{self.runner.name}/{self.root or self.id}/{self.runner.vocab_size}"
+        return "fp_" + hashlib.sha256(facts.encode()).hexdigest()[:12]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one request may cost."""
+
+    body_bytes: int = 16 * 2**20
+    choices_per_request: int = 4096  # prompts times n (or best_of)
+    prompts_in_flight: int = 32  # of one request; the others wait in the server
+    allow_chat_template: bool = False
+
+
+@dataclass
+class ServerState:
+    """Everything routes need. `draining` is set by the launcher when the process is told to stop."""
+
+    models: list[ServedModel]  # the first is the default
+    api_keys: tuple[str, ...] = ()
+    limits: Limits = field(default_factory=Limits)
+    cors_origins: tuple[str, ...] = ()
+    draining: bool = False
+    in_flight: int = 0  # requests between their first byte and the end of their response
+    logged_names: set[str] = field(default_factory=set)  # unknown request fields already logged
+    metrics: Metrics = field(init=False)
+
+    def __post_init__(self) -> None:
+        if not self.models:
+            raise ValueError("at least one model must be served")
+        ids = [model.id for model in self.models]
+        if len(set(ids)) < len(ids):
+            raise ValueError(f"two served models share an id: {', '.join(ids)}")
+        self.metrics = Metrics({model.id: model.runner for model in self.models})
+
+    def find(self, name: str) -> tuple[ServedModel, str | None]:
+        """The model of `name` or `name@preset`, and the preset's name. Raises a 404."""
+        by_id = {model.id: model for model in self.models}
+        if name in by_id:
+            return by_id[name], None
+        base, at, preset = name.rpartition("@")
+        if at and base in by_id and preset in by_id[base].presets:
+            return by_id[base], preset
+        known = ", ".join(ids for model in self.models for ids in listed_ids(model))
+        raise ApiError(404, f"the model '{name:.200}' does not exist; served: {known}", "model", "model_not_found")
+
+    def ready(self) -> tuple[bool, str]:
+        """Whether the next request would be served, and if not, why."""
+        if self.draining:
+            return False, "shutting down"
+        for model in self.models:
+            health = model.runner.health()
+            if not health.ready:
+                return False, f"{model.id}: {health.reason}"
+        return True, ""
+
+
+def listed_ids(model: ServedModel) -> list[str]:
+    """The names a model can be asked for by: its own first."""
+    return [model.id, *(f"{model.id}@{preset}" for preset in model.presets)]

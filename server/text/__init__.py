@@ -1,0 +1,1 @@
+"""Text on its way between requests and token ids."""
