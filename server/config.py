@@ -31,7 +31,7 @@ class ServeConfig(BaseModel):
     model: str = Field("drafthouse-tiny", description="embedded model name, folder or hub id")
     draft_model: str | None = Field(None, description="a second model with the same vocabulary, served beside the first")
     served_name: str | None = Field(None, description="id of the model in the API; default: its name")
-    runner: Literal["torch"] = Field("torch", description="what executes the model")
+    runner: Literal["torch", "vllm"] = Field("torch", description="what executes the model; vllm is not in this build")
     device: str | None = Field(None, description="cpu, cuda, cuda:1; default: cuda when present")
     dtype: Literal["float32", "bfloat16", "float16"] | None = Field(None, description="default: float32 on CPU")
     api_key: list[str] = Field(default_factory=list, description="accepted bearer tokens; none: no check")
@@ -51,6 +51,13 @@ class ServeConfig(BaseModel):
     allow_chat_template: bool = Field(False, description="accept a chat_template in requests")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="how much is logged")
     presets: dict[str, dict[str, Any]] = Field(default_factory=dict, description="named request fields (file only)")
+
+    @field_validator("runner")
+    @classmethod
+    def _available(cls, value: str) -> str:
+        if value != "torch":
+            raise ValueError(f"runner '{value}' is not part of this build; 'torch' is")
+        return value
 
     @field_validator("api_key", "cors_origins", mode="before")
     @classmethod

@@ -1,0 +1,192 @@
+"""The `drafthouse` command. Imports of torch wait until a command needs them, so `--help` answers at once."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from server.config import ConfigError, ServeConfig, load_config
+
+app = typer.Typer(
+    help="OpenAI-compatible inference server in which the decoding algorithm is a request parameter.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+bench = typer.Typer(help="Side-by-side benchmarks; every table names its hardware and its peer.", no_args_is_help=True)
+app.add_typer(bench, name="bench")
+errors = Console(stderr=True)
+STARTUP_EXIT = 2
+
+
+def _help(name: str) -> str:
+    return ServeConfig.model_fields[name].description or ""
+
+
+def _option(name: str, *flags: str) -> Any:
+    return typer.Option(*flags, help=_help(name), show_default=False)
+
+
+@app.command()
+def serve(
+    config: Annotated[Path | None, typer.Option(help="YAML file of settings and presets")] = None,
+    host: Annotated[str | None, _option("host")] = None,
+    port: Annotated[int | None, _option("port")] = None,
+    model: Annotated[str | None, _option("model")] = None,
+    draft_model: Annotated[str | None, _option("draft_model")] = None,
+    served_name: Annotated[str | None, _option("served_name")] = None,
+    runner: Annotated[str | None, _option("runner")] = None,
+    device: Annotated[str | None, _option("device")] = None,
+    dtype: Annotated[str | None, _option("dtype")] = None,
+    api_key: Annotated[list[str] | None, _option("api_key")] = None,
+    max_model_len: Annotated[int | None, _option("max_model_len")] = None,
+    max_seqs: Annotated[int | None, _option("max_seqs")] = None,
+    max_batch_tokens: Annotated[int | None, _option("max_batch_tokens")] = None,
+    chunk_tokens: Annotated[int | None, _option("chunk_tokens")] = None,
+    kv_bytes: Annotated[int | None, _option("kv_bytes")] = None,
+    page_size: Annotated[int | None, _option("page_size")] = None,
+    max_queued_requests: Annotated[int | None, _option("max_queued_requests")] = None,
+    max_queued_tokens: Annotated[int | None, _option("max_queued_tokens")] = None,
+    max_body_bytes: Annotated[int | None, _option("max_body_bytes")] = None,
+    threads: Annotated[int | None, _option("threads")] = None,
+    replay: Annotated[bool | None, _option("replay", "--replay/--no-replay")] = None,
+    grace_s: Annotated[float | None, _option("grace_s")] = None,
+    cors_origins: Annotated[list[str] | None, _option("cors_origins")] = None,
+    allow_chat_template: Annotated[
+        bool | None, _option("allow_chat_template", "--allow-chat-template/--no-allow-chat-template")
+    ] = None,
+    log_level: Annotated[str | None, _option("log_level")] = None,
+) -> None:
+    """Serve a model: the embedded one without arguments, or any Hugging Face decoder.
+
+    Settings come from the built-in defaults, then --config, then DRAFTHOUSE_* variables, then flags; the last
+    one wins. Every flag has a variable (--max-seqs: DRAFTHOUSE_MAX_SEQS) and a line of the same name in the file.
+
+    \b
+    drafthouse serve
+    drafthouse serve --model ./my-llama --port 9000 --api-key secret
+    DRAFTHOUSE_API_KEY=secret drafthouse serve --config drafthouse.yaml
+    """
+    flags = {name: value for name, value in locals().items() if name != "config"}
+    _run_or_explain(flags, config)
+
+
+def _run_or_explain(flags: dict[str, Any], file: Path | None) -> None:
+    try:
+        settings = load_config(flags, os.environ, file or _file_from_environment())
+    except ConfigError as error:
+        _fail(str(error))
+    logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    _quiet_libraries()
+    from engine.runners.torch.gate import UnsupportedModelError
+    from engine.settings import SettingsError
+    from server.launch import run
+
+    try:
+        raise typer.Exit(run(settings))
+    except (ConfigError, SettingsError, UnsupportedModelError) as error:
+        _fail(str(error))
+    except OSError as error:  # transformers' answer to a model it cannot find
+        _fail(f"cannot load model '{settings.model}': {str(error).splitlines()[0]}")
+    except ValueError as error:  # a folder without a usable configuration, weights or tokenizer
+        _fail(f"cannot serve model '{settings.model}': {str(error).splitlines()[0]}")
+
+
+def _file_from_environment() -> Path | None:
+    path = os.environ.get("DRAFTHOUSE_CONFIG")
+    return Path(path) if path else None
+
+
+@app.command()
+def generate(
+    prompt: Annotated[str, typer.Argument(help="text to continue, or the user's message with --chat")],
+    model: Annotated[str, typer.Option(help=_help("model"))] = "drafthouse-tiny",
+    chat: Annotated[bool, typer.Option(help="apply the model's chat template")] = False,
+    max_tokens: Annotated[int, typer.Option(min=1, help="tokens to generate at most")] = 128,
+    n: Annotated[int, typer.Option("-n", min=1, max=128, help="number of choices")] = 1,
+    seed: Annotated[int | None, typer.Option(help="repeat a result; drawn and printed when absent")] = None,
+    temperature: Annotated[float, typer.Option(help="0 is greedy")] = 1.0,
+    sampler: Annotated[str | None, typer.Option(help="sampler as JSON or a name, as in a request")] = None,
+    device: Annotated[str | None, typer.Option(help=_help("device"))] = None,
+    dtype: Annotated[str | None, typer.Option(help=_help("dtype"))] = None,
+) -> None:
+    """Generate once without a server, streaming to the terminal.
+
+    \b
+    drafthouse generate "def read_lines(path):" --temperature 0.3
+    drafthouse generate --chat "Mia has 7 apples. She buys 5 more. How many apples does Mia have now?" -n 4
+    """
+    _quiet_libraries()
+    from server.generate_once import generate_once
+
+    try:
+        generate_once(prompt, model, chat, max_tokens, n, seed, temperature, sampler, device, dtype)
+    except (OSError, ValueError) as error:
+        _fail(str(error).splitlines()[0])
+
+
+@app.command()
+def models() -> None:
+    """List the embedded models and what is known about them."""
+    import json
+
+    from models.embedded import EMBEDDED
+
+    table = Table("id", "parameters", "layers", "hidden", "context", "folder", box=None)
+    for name, folder in EMBEDDED.items():
+        facts = json.loads((folder / "config.json").read_text())
+        size = (folder / "model.safetensors").stat().st_size / 4e6
+        table.add_row(
+            name,
+            f"{size:.1f} M",
+            str(facts["num_hidden_layers"]),
+            str(facts["hidden_size"]),
+            str(facts["max_position_embeddings"]),
+            str(folder),
+        )
+    Console().print(table)
+
+
+@bench.command("serve")
+def bench_serve(
+    model: Annotated[str, typer.Option(help=_help("model"))] = "drafthouse-tiny",
+    rounds: Annotated[int, typer.Option(min=1, help="interleaved rounds per figure")] = 5,
+    max_tokens: Annotated[int, typer.Option(min=1, help="new tokens per request")] = 128,
+    threads: Annotated[int | None, typer.Option(help=_help("threads"))] = None,
+    output: Annotated[Path | None, typer.Option(help="also write the table to this Markdown file")] = None,
+) -> None:
+    """Throughput and latency through HTTP beside Hugging Face `generate`, interleaved in one run."""
+    _quiet_libraries()
+    from bench.serve import main as run_bench
+
+    run_bench(model, rounds, max_tokens, threads, output)
+
+
+def _quiet_libraries() -> None:
+    """Their progress bars and advice are for people who call them directly."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+
+
+def _fail(message: str) -> None:
+    errors.print(f"drafthouse: {message}", style="red", highlight=False, soft_wrap=True, markup=False)
+    raise typer.Exit(STARTUP_EXIT)
+
+
+def main() -> None:
+    """Entry point of the `drafthouse` command."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

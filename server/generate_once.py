@@ -1,0 +1,85 @@
+"""One generation without a server, for `drafthouse generate`: the same engine and text handling, to the terminal."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import secrets
+import sys
+from typing import Any
+
+from rich.console import Console
+
+from engine.request import DecodeRequest, FinishReason
+from samplers.chain import resolve
+from server.config import load_config
+from server.launch import serve_model
+
+
+def generate_once(
+    prompt: str,
+    model: str,
+    chat: bool,
+    max_tokens: int,
+    n: int,
+    seed: int | None,
+    temperature: float,
+    sampler: str | None,
+    device: str | None,
+    dtype: str | None,
+) -> None:
+    """Print `n` choices; the first streams. Raises OSError or ValueError for what cannot be loaded or done."""
+    notes = Console(stderr=True)
+    with notes.status(f"loading {model}"):
+        served = serve_model(model, load_config({"model": model, "device": device, "dtype": dtype}, {}))
+    codec, runner = served.tokenizer, served.runner
+    if chat:
+        ids = codec.fast.encode(codec.render_chat([{"role": "user", "content": prompt}]), add_special_tokens=False).ids
+    else:
+        ids = codec.encode_plain(prompt)
+    if not ids:
+        raise ValueError("the prompt is empty")
+    room = runner.max_model_len - len(ids)
+    if room < 1:
+        raise ValueError(f"the prompt has {len(ids)} tokens, the model's context is {runner.max_model_len}")
+    used_seed = secrets.randbits(63) if seed is None else seed
+    fields: dict[str, Any] = {"temperature": temperature, "sampler": _sampler(sampler)}
+    request = DecodeRequest(
+        id="generate",
+        prompt_ids=tuple(ids),
+        chain=resolve(fields, runner.vocab_size),
+        seed=used_seed,
+        max_tokens=min(max_tokens, room),
+        n=n,
+        eos_token_ids=served.eos_token_ids,
+    )
+    asyncio.run(_print_choices(served, request))
+    notes.print(f"seed {used_seed}", style="dim")
+
+
+def _sampler(text: str | None) -> Any:
+    if text is None:
+        return None
+    return json.loads(text) if text.lstrip().startswith(("{", "[")) else text
+
+
+async def _print_choices(served: Any, request: DecodeRequest) -> None:
+    detokenizers = [served.tokenizer.detokenizer() for _ in range(request.n)]
+    texts = [""] * request.n
+    async for output in served.runner.submit(request):
+        for choice, delta in output.deltas.items():
+            if delta.finish is not None and delta.finish.reason is FinishReason.ERROR:
+                raise ValueError(delta.finish.message)
+            ended = delta.finish is not None and delta.finish.stop_token_id is not None
+            tokens = delta.token_ids[:-1] if ended else delta.token_ids
+            new = "".join(detokenizers[choice].feed(token) for token in tokens)
+            if delta.finish is not None:
+                new += detokenizers[choice].finish()
+            texts[choice] += new
+            if choice == 0:
+                sys.stdout.write(new)
+                sys.stdout.flush()
+    for text in texts[1:]:
+        sys.stdout.write(f"\n---\n{text}")
+    sys.stdout.write("\n")
+    await served.runner.close(0.5)

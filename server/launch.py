@@ -1,0 +1,150 @@
+"""From a configuration to a running server: loads the models, builds the application, drains on SIGTERM.
+
+The only module that knows both the engine's runners and the HTTP application.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import uvicorn
+
+from engine.runners.torch.runner import TorchRunner
+from engine.settings import EngineSettings
+from models.embedded import locate
+from server.app import create_app
+from server.config import ConfigError, ServeConfig
+from server.state import Limits, ServedModel, ServerState
+from server.text.codec import TextCodec
+
+log = logging.getLogger(__name__)
+FATAL_EXIT = 70  # the engine died; a supervisor should start us again
+
+
+def engine_settings(config: ServeConfig) -> EngineSettings:
+    """The part of the configuration the engine knows."""
+    names = EngineSettings.__dataclass_fields__.keys() & ServeConfig.model_fields.keys()
+    return EngineSettings(**{name: getattr(config, name) for name in names})
+
+
+def serve_model(name: str, config: ServeConfig, served_id: str | None = None, on_fatal: Any = None) -> ServedModel:
+    """Load one model. Raises UnsupportedModelError, SettingsError or OSError."""
+    began = time.monotonic()
+    folder = locate(name)
+    runner = TorchRunner.from_pretrained(folder, engine_settings(config), on_fatal)
+    codec = TextCodec.load(folder)
+    model = ServedModel(
+        id=served_id or (Path(name).name if Path(name).is_dir() else name),
+        runner=runner,
+        tokenizer=codec,
+        root=name,
+        generation_defaults={**runner.generation_defaults, "eos_token_id": sorted(runner.eos_token_ids)},
+        presets=config.presets,
+    )
+    stats = runner.stats()
+    log.info(
+        "%s ready in %.1f s: %s, %s, context %d, %d KV pages, %d slots%s",
+        model.id,
+        time.monotonic() - began,
+        runner.executor.loaded.device,
+        str(runner.executor.loaded.dtype).removeprefix("torch."),
+        runner.max_model_len,
+        stats.kv_pages_total,
+        stats.slots_total,
+        ", replayed" if runner.executor.forward.replayed else "",
+    )
+    return model
+
+
+def build_state(config: ServeConfig, on_fatal: Any = None) -> ServerState:
+    """Load every model the configuration names. Raises as `serve_model`, and ConfigError."""
+    served = [serve_model(config.model, config, config.served_name, on_fatal)]
+    if config.draft_model is not None:
+        draft = serve_model(config.draft_model, config, None, on_fatal)
+        if draft.tokenizer.fast.get_vocab() != served[0].tokenizer.fast.get_vocab():
+            raise ConfigError(f"setting 'draft_model': {config.draft_model} and {config.model} differ in vocabulary")
+        served.append(draft)
+    return ServerState(
+        served,
+        api_keys=tuple(config.api_key),
+        limits=Limits(body_bytes=config.max_body_bytes, allow_chat_template=config.allow_chat_template),
+        cors_origins=tuple(config.cors_origins),
+    )
+
+
+class _Server(uvicorn.Server):
+    """Keeps answering while it drains: running requests finish, new ones get 503, then the process ends."""
+
+    def __init__(self, settings: uvicorn.Config, state: ServerState, grace_s: float) -> None:
+        super().__init__(settings)
+        self._state = state
+        self._grace_s = grace_s
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self._state.draining:  # asked twice: stop now
+            self.should_exit = self.force_exit = True
+            return
+        log.info("stopping: %d requests in flight get up to %.0f s", self._state.in_flight, self._grace_s)
+        self._state.draining = True
+        threading.Thread(target=self._drain, daemon=True).start()
+
+    def _drain(self) -> None:
+        deadline = time.monotonic() + self._grace_s
+        while self._state.in_flight and time.monotonic() < deadline:
+            time.sleep(0.02)
+        self.should_exit = True
+
+
+def run(config: ServeConfig) -> int:
+    """Serve until told to stop; the exit status."""
+    failed: list[BaseException] = []
+
+    def on_fatal(error: BaseException) -> None:
+        failed.append(error)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    listener = _listen(config)
+    state = build_state(config, on_fatal)
+    app = create_app(state)
+    settings = uvicorn.Config(
+        app,
+        log_level="warning",
+        access_log=False,
+        timeout_keep_alive=75,
+        timeout_graceful_shutdown=5,
+        loop="uvloop" if sys.platform != "win32" else "asyncio",
+    )
+    host, port = listener.getsockname()[:2]
+    log.info("serving %s on http://%s:%d", ", ".join(model.id for model in state.models), host, port)
+    server = _Server(settings, state, config.grace_s)
+
+    async def main() -> None:
+        await server.serve(sockets=[listener])
+        for model in state.models:
+            await model.runner.close(grace_s=0.5)
+
+    asyncio.run(main())
+    return FATAL_EXIT if failed else 0
+
+
+def _listen(config: ServeConfig) -> socket.socket:
+    """Bind before loading anything: a taken port is known at once."""
+    family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind((config.host, config.port))
+    except OSError as error:
+        listener.close()
+        raise ConfigError(f"cannot listen on {config.host}:{config.port}: {error.strerror}") from None
+    return listener
