@@ -30,11 +30,11 @@ class RequestInfo:
     status: int = 0  # 0 until the response has started
 
 
-def suggest_request_id(connection: HTTPConnection, name: str | None) -> None:
-    """Take an id found in the body, unless a header gave one."""
+def suggest_request_id(connection: HTTPConnection, name: object) -> None:
+    """Take a well-formed id found in the body, unless a header gave one."""
     info: RequestInfo = connection.scope[SCOPE_KEY]
-    if name is not None and not info.given:
-        info.request_id = name
+    if isinstance(name, str) and not info.given:
+        info.request_id = _valid_id(name.encode()) or info.request_id
 
 
 class Envelope:

@@ -69,8 +69,8 @@ async def read_call(request: Request, state: ServerState, kind: type[B]) -> Call
     known = (*kind.model_fields, *PASSED_SAMPLING, *HANDLED)
     refuse_look_alikes(raw, known)
     raw = expand_xargs(raw)
+    suggest_request_id(request, raw.get("request_id") or raw.get("rid"))
     body = validate(kind, raw)
-    suggest_request_id(request, body.request_id or body.rid)
     model, preset_name = state.find(body.model)
     preset: Mapping[str, Any] = {}
     if preset_name is not None:

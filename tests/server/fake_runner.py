@@ -134,9 +134,7 @@ class FakeRunner:
         if request.prompt_logprobs is None:
             return None
         ids = request.prompt_ids
-        return [None] + [
-            self.score(self.raw(ids[:at]), ids[at], request.prompt_logprobs) for at in range(1, len(ids))
-        ]
+        return [None] + [self.score(self.raw(ids[:at]), ids[at], request.prompt_logprobs) for at in range(1, len(ids))]
 
 
 class _Writer:
@@ -169,9 +167,7 @@ class _Writer:
             delta.cumulative_logprob = self._sum
             if request.logprobs is not None:
                 shown = final if request.processed_logprobs else row
-                delta.scores.append(
-                    self._runner.score(shown, token, request.logprobs, request.logprob_token_ids)
-                )
+                delta.scores.append(self._runner.score(shown, token, request.logprobs, request.logprob_token_ids))
             if token in request.eos_token_ids or token in request.stop_token_ids:
                 delta.finish = Finish(FinishReason.STOP, token)
             elif len(self._tokens) == request.max_tokens:
