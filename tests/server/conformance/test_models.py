@@ -21,7 +21,7 @@ def test_c01_list(client: openai.OpenAI, raw: httpx.Client) -> None:
     )
     presets = ["@" in one["id"] for one in body["data"]]
     assert presets == sorted(presets)  # base models come first
-    assert [model.id for model in client.models.list()][0] == MODEL
+    assert next(iter(client.models.list())).id == MODEL
 
 
 def test_c02_retrieve(client: openai.OpenAI) -> None:

@@ -16,7 +16,9 @@ TOOL = {"type": "function", "function": {"name": "add", "parameters": {"type": "
 @pytest.mark.parametrize(
     ("fields", "param", "code"),
     [
-        pytest.param({"response_format": {"type": "json_object"}}, "response_format", "unsupported_by_runner", id="c62"),
+        pytest.param(
+            {"response_format": {"type": "json_object"}}, "response_format", "unsupported_by_runner", id="c62"
+        ),
         pytest.param(
             {"response_format": {"type": "json_schema", "json_schema": SCHEMA}},
             "response_format", "unsupported_by_runner", id="c63_c64_c66_c67",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -23,7 +25,7 @@ def request(**fields: object) -> DecodeRequest:
 
 def deltas(tokens: list[int], cuts: list[int], finish: Finish | None) -> list[Delta]:
     borders = [0, *sorted(cut % (len(tokens) + 1) for cut in cuts), len(tokens)]
-    parts = [tokens[a:b] for a, b in zip(borders, borders[1:], strict=False)]
+    parts = [tokens[a:b] for a, b in pairwise(borders)]
     out, total = [], 0.0
     for part in parts:
         total -= len(part)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -26,7 +28,7 @@ def reference(text: str, stops: list[str], include: bool) -> tuple[str, str | No
 
 def pieces_of(text: str, cuts: list[int]) -> list[str]:
     borders = [0, *sorted(cut % (len(text) + 1) for cut in cuts), len(text)]
-    return [text[a:b] for a, b in zip(borders, borders[1:], strict=False)]
+    return [text[a:b] for a, b in pairwise(borders)]
 
 
 @given(texts, stop_lists, st.lists(st.integers(0, 50), max_size=20), st.booleans())
