@@ -11,7 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractContextManager
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -63,13 +63,13 @@ class Engine:
         executor: Executor,
         scheduler: Scheduler,
         limits: QueueLimits,
-        thread_context: Callable[[], AbstractContextManager[Any]],
+        thread: ThreadPoolExecutor | None = None,
         on_fatal: Callable[[BaseException], None] | None = None,
     ) -> None:
+        """`thread`: a pool of one worker, the thread that has loaded the model; taken over until `close`."""
         self._executor = executor
         self._scheduler = scheduler
         self._limits = limits
-        self._thread_context = thread_context
         self._on_fatal = on_fatal
         # inbox: appended to by the event loop, drained by the engine thread at step boundaries
         self._inbox: deque[Callable[[], None]] = deque()
@@ -86,9 +86,9 @@ class Engine:
         self._stop = False
         self._dead: BaseException | None = None
         self._stats = Stats()
-        self._thread = threading.Thread(target=self._main, name="engine", daemon=True)
         self._refresh_stats()
-        self._thread.start()
+        self._thread = thread or ThreadPoolExecutor(1, "engine")
+        self._running = self._thread.submit(self._main)
 
     # --- event loop -------------------------------------------------------------------------------------------
 
@@ -117,7 +117,7 @@ class Engine:
             return Health(False, f"engine stopped: {type(self._dead).__name__}")
         if self._closing:
             return Health(False, "shutting down")
-        if not self._thread.is_alive():
+        if self._running.done():
             return Health(False, "engine thread ended")
         return Health(True)
 
@@ -128,10 +128,10 @@ class Engine:
         """Refuse new work, let running requests finish within the timeout, abort the rest, join. Blocking."""
         self._closing = True
         self._wake.set()
-        self._thread.join(timeout_s)
+        wait([self._running], timeout_s)
         self._stop = True
         self._wake.set()
-        self._thread.join(30)
+        self._thread.shutdown(wait=True)
 
     def _admit_or_raise(self, request: DecodeRequest) -> None:
         health = self.health()
@@ -158,8 +158,7 @@ class Engine:
 
     def _main(self) -> None:
         try:
-            with self._thread_context():
-                self._loop()
+            self._loop()
         except BaseException as error:  # the thread's last boundary: everybody waiting must hear of it
             log.exception("the engine stopped")
             self._dead = error

@@ -61,7 +61,7 @@ def serve_model(name: str, config: ServeConfig, served_id: str | None = None, on
         runner.max_model_len,
         stats.kv_pages_total,
         stats.slots_total,
-        ", replayed" if runner.executor.forward.replayed else "",
+        ", replayed" if runner.executor.forward.program is not None else "",
     )
     return model
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import struct
 from dataclasses import dataclass, field
@@ -114,7 +113,7 @@ def fake_engine(
     executor = FakeExecutor(num_pages, page_size, max_batch_tokens)
     scheduler = Scheduler(executor.pages, max_seqs, max_batch_tokens, b"fake")
     limits = queue or QueueLimits(1000, 10**6)
-    return Engine(executor, scheduler, limits, contextlib.nullcontext), executor, scheduler
+    return Engine(executor, scheduler, limits), executor, scheduler
 
 
 def request(name: str, prompt: list[int], max_tokens: int = 8, **changes: object) -> DecodeRequest:

@@ -1,6 +1,7 @@
 """Executes one planned step: pages and rows in, drawn tokens and their log-probabilities out.
 
-Owns the model, the KV pool and the sampler state of every slot. Runs in the engine thread, under inference mode.
+Owns the model, the KV pool and the sampler state of every slot. Runs in the engine thread; inference
+mode is thread-local and entered here.
 """
 
 from __future__ import annotations
@@ -67,6 +68,7 @@ class TorchExecutor:
             self.forward.use_replay(loaded.layers)
         self.stack = SamplerStack(sizes.max_seqs, loaded.vocab_size, loaded.device)
 
+    @torch.inference_mode()
     def admit(self, sequence: Sequence) -> None:
         """Write a sequence's sampling parameters into its slot."""
         request = sequence.active.request
@@ -85,6 +87,7 @@ class TorchExecutor:
     def free(self, slot: int) -> None:
         self.stack.free(slot)
 
+    @torch.inference_mode()
     def execute(self, works: list[Work]) -> StepResult:
         """Run the step."""
         began = time.perf_counter()
@@ -164,6 +167,7 @@ class TorchExecutor:
             for i, score in zip(members, scores, strict=True):
                 drawn[i].score = score
 
+    @torch.inference_mode()
     def compact(self, branch: Branch, context: int, accepted: list[int]) -> None:
         """Keep the accepted rows of a computed tree (row 0 the pending token) and drop its other scratch slots."""
         source, target = self.pages.compact_slots(branch, context, accepted)
@@ -172,6 +176,7 @@ class TorchExecutor:
             self.pool.move(torch.from_numpy(source).to(device), torch.from_numpy(target).to(device))
         self.pages.truncate(branch, context + len(accepted))
 
+    @torch.inference_mode()
     def mend(self, sequence: Sequence) -> None:
         """Clear NaN out of a failed sequence's KV before its pages are reused."""
         if sequence.branch is not None:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from engine.runners.torch import replay
 from engine.runners.torch.attention import Backend
 from engine.runners.torch.layers import LayerSpec
+from engine.runners.torch.program import Program, ReplayError
 from engine.runners.torch.step import Span, Step
 
 log = logging.getLogger(__name__)
@@ -26,17 +27,13 @@ class Forward:
     def __init__(self, model: nn.Module, backend: Backend) -> None:
         self._model = model
         self._backend = backend
-        self._program: replay.Program | None = None
-
-    @property
-    def replayed(self) -> bool:
-        return self._program is not None
+        self.program: Program | None = None  # None: eager
 
     def __call__(self, step: Step) -> Tensor:
         """logits [R, V] of the step's `logit_rows`; stores the KV of all rows."""
         self._backend.prepare(step)
-        if self._program is not None and step.input_embeds is None:
-            return self._program(step.input_ids, step.positions, step.logit_rows)[0]
+        if self.program is not None and step.input_embeds is None:
+            return self.program(step.input_ids, step.positions, step.logit_rows)[0]
         return self._eager(step)
 
     def _eager(self, step: Step) -> Tensor:
@@ -57,7 +54,7 @@ class Forward:
         so it has to run before anything is cached."""
         try:
             program = replay.build(self._model, layers, self._backend)
-        except replay.ReplayError as error:
+        except ReplayError as error:
             log.info("the forward pass is not replayed: %s", error)
             return False
         vocabulary = self._model.get_input_embeddings().weight.shape[0]
@@ -76,5 +73,5 @@ class Forward:
             if not difference <= _TOLERANCE * max(1.0, expected.abs().max().item()):
                 log.warning("the forward pass is not replayed: its logits differ by %.2g", difference)
                 return False
-        self._program = program
+        self.program = program
         return True

@@ -7,9 +7,7 @@ written out as a plain Python function. It is used only after it has given the e
 
 from __future__ import annotations
 
-import logging
 import operator
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -19,40 +17,16 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from engine.runners.torch.attention import Backend
 from engine.runners.torch.layers import LayerSpec
+from engine.runners.torch.marker import ATTEND, Marker
+from engine.runners.torch.program import Program, ReplayError
 
-log = logging.getLogger(__name__)
 aten = torch.ops.aten
 
 _COPIED = 4_000_000  # elements of a tied head that may be copied
 
-Program = Callable[[Tensor, Tensor, Tensor], Tensor]  # (input_ids [T], positions [T], rows [R]) -> logits [1, R, V]
-
-_LIBRARY = torch.library.Library("drafthouse", "FRAGMENT")
-_LIBRARY.define("attend(Tensor query, Tensor key, Tensor value, int layer, int value_size) -> Tensor")
-
-
-@torch.library.register_fake("drafthouse::attend", lib=_LIBRARY)
-def _(query: Tensor, key: Tensor, value: Tensor, layer: int, value_size: int) -> Tensor:
-    return query.new_empty(1, query.shape[2], query.shape[1], value_size)
-
-
-class _Marker:
-    """A backend for tracing: leaves one opaque operation per layer in the graph."""
-
-    def __init__(self, layers: list[LayerSpec]) -> None:
-        self._layers = layers
-
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        return torch.ops.drafthouse.attend(query, key, value, layer, self._layers[layer].value_size)
-
-
-class ReplayError(Exception):
-    """The model cannot be replayed; the eager path serves it."""
-
-
 def build(model: nn.Module, layers: list[LayerSpec], backend: Backend) -> Program:
     """Trace, simplify and emit. Raises ReplayError when the graph holds anything this does not understand."""
-    marker = _Marker(layers)
+    marker = Marker(layers)
     device = next(model.parameters()).device
 
     def forward(ids: Tensor, positions: Tensor, rows: Tensor) -> Tensor:
@@ -82,7 +56,7 @@ def build(model: nn.Module, layers: list[LayerSpec], backend: Backend) -> Progra
     for node in graph.nodes:  # a slice of a joined product cannot always be viewed; reshape copies where it must
         if node.target in (aten.view.default, aten._unsafe_view.default):
             node.target = aten.reshape.default
-    return _emit(graph, constants, backend)
+    return Program(graph, constants, backend)
 
 
 def _constants(traced: GraphModule) -> dict[str, Tensor]:
@@ -110,7 +84,7 @@ def _share_equal_nodes(graph: Graph) -> None:
     """Common subexpressions: nothing in the graph is random or writes, so equal calls are equal values."""
     seen: dict[Any, Node] = {}
     for node in list(graph.nodes):
-        if node.op not in ("call_function", "get_attr") or node.target is torch.ops.drafthouse.attend.default:
+        if node.op not in ("call_function", "get_attr") or node.target is ATTEND:
             continue
         key = (node.op, node.target, repr(node.args), repr(sorted(node.kwargs.items())))
         first = seen.setdefault(key, node)
@@ -184,63 +158,3 @@ def _owner(weight: Tensor) -> Tensor:
 
 def _is_linear(node: Any, constants: dict[str, Tensor]) -> bool:
     return isinstance(node, Node) and node.op == "get_attr" and constants[node.target].t().is_contiguous()
-
-
-def _emit(graph: Graph, constants: dict[str, Tensor], backend: Backend) -> Program:
-    """The graph as Python source with every operation and constant bound to a local name."""
-    bound: dict[str, Any] = {}
-    names: dict[int, str] = {}
-
-    def bind(value: Any, prefix: str) -> str:
-        if id(value) not in names:
-            names[id(value)] = f"{prefix}{len(names)}"
-            bound[names[id(value)]] = value
-        return names[id(value)]
-
-    def text(argument: Any) -> str:
-        if isinstance(argument, Node):
-            if argument.op == "get_attr":
-                return pinned[argument.target]
-            return argument.name
-        if isinstance(argument, (list, tuple)):
-            return "[" + ", ".join(text(item) for item in argument) + "]"
-        if isinstance(argument, (int, float, bool, str)) or argument is None:
-            if isinstance(argument, float) and argument in (float("inf"), float("-inf")):
-                return f"float('{argument}')"
-            return repr(argument)
-        return bind(argument, "k")  # dtypes, devices, layouts
-
-    pinned: dict[str, str] = {}
-    for name in dict.fromkeys(node.target for node in graph.nodes if node.op == "get_attr"):
-        pinned[name] = f"c{len(pinned)}"
-        bound[pinned[name]] = constants[name].detach()
-    last_use: dict[Node, Node] = {}
-    for node in graph.nodes:
-        for used in node.all_input_nodes:
-            last_use[used] = node
-    lines, inputs = [], []
-    for node in graph.nodes:
-        if node.op == "placeholder":
-            inputs.append(node.name)
-        elif node.op == "call_function":
-            arguments = [text(a) for a in node.args] + [f"{k}={text(v)}" for k, v in node.kwargs.items()]
-            if node.target is torch.ops.drafthouse.attend.default:
-                query, key, value, layer, _ = (text(a) for a in node.args)
-                function, arguments = bind(backend.attend, "f"), [layer, query, key, value]
-            else:
-                target = node.target._op if isinstance(node.target, torch._ops.OpOverload) else node.target
-                function = bind(target, "f")
-            lines.append(f"{node.name} = {function}({', '.join(arguments)})")
-            done = [n.name for n in node.all_input_nodes if last_use[n] is node and n.op == "call_function"]
-            if done:
-                lines.append(f"del {', '.join(done)}")
-        elif node.op == "output":
-            lines.append(f"return {text(node.args[0])}")
-        elif node.op != "get_attr":
-            raise ReplayError(f"{node.op} node in the traced graph")
-    bindings = ", ".join(f"{name}={name}" for name in bound)
-    source = f"def program({', '.join(inputs)}, *, {bindings}):\n    " + "\n    ".join(lines) + "\n"
-    scope = dict(bound)
-    exec(compile(source, "<replayed forward>", "exec"), scope)
-    program: Program = scope["program"]
-    return program

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
@@ -12,7 +12,7 @@ from engine.engine import Engine, QueueLimits
 from engine.request import DecodeRequest, Output
 from engine.runners.base import Capability, Health, Stats
 from engine.runners.torch.executor import TorchExecutor
-from engine.runners.torch.loader import LoadedModel, load, sizes
+from engine.runners.torch.loader import LoadedModel, Sizes, load, sizes
 from engine.scheduler import Scheduler
 from engine.settings import EngineSettings
 
@@ -25,38 +25,47 @@ class TorchRunner:
 
     def __init__(
         self,
-        loaded: LoadedModel,
+        load_model: Callable[[], LoadedModel],
         settings: EngineSettings,
         model_id: str = "model",
         on_fatal: Callable[[BaseException], None] | None = None,
     ) -> None:
-        resolved = sizes(loaded, settings)
+        """Load, check and start. Raises UnsupportedModelError, SettingsError or OSError.
+
+        Everything that computes happens in the engine thread, loading included: a thread that has once run a
+        parallel region keeps its OpenMP workers, and two sets of them on the same cores slow each other down.
+        """
+        settings.check()
+        thread = ThreadPoolExecutor(1, "engine", initializer=_prepare_thread, initargs=(settings.threads,))
+
+        def build() -> tuple[LoadedModel, Sizes, TorchExecutor]:
+            with torch.inference_mode():
+                loaded = load_model()
+                resolved = sizes(loaded, settings)
+                return loaded, resolved, TorchExecutor(loaded, resolved, settings.attention, settings.replay)
+
+        try:
+            loaded, resolved, self.executor = thread.submit(build).result()
+        except BaseException:
+            thread.shutdown()
+            raise
         self.vocab_size = loaded.vocab_size
         self.max_model_len = loaded.max_model_len
         self.eos_token_ids = loaded.eos_token_ids
         self.generation_defaults = loaded.generation_defaults
-        self.executor = TorchExecutor(loaded, resolved, settings.attention, settings.replay)
         namespace = f"{model_id}|{loaded.dtype}".encode()
         self.scheduler = Scheduler(
             self.executor.pages, resolved.max_seqs, resolved.max_batch_tokens, namespace, settings.chunk_tokens
         )
         limits = QueueLimits(settings.max_queued_requests, resolved.max_queued_tokens)
-
-        @contextmanager
-        def thread_context() -> Iterator[None]:
-            if settings.threads is not None:
-                torch.set_num_threads(settings.threads)
-            with torch.inference_mode():  # thread-local: has to be entered here
-                yield
-
-        self.engine = Engine(self.executor, self.scheduler, limits, thread_context, on_fatal)
+        self.engine = Engine(self.executor, self.scheduler, limits, thread, on_fatal)
 
     @classmethod
     def from_pretrained(
         cls, model_id: str, settings: EngineSettings, on_fatal: Callable[[BaseException], None] | None = None
     ) -> TorchRunner:
-        """Load, check and start. Raises UnsupportedModelError, SettingsError or OSError."""
-        return cls(load(model_id, settings), settings, model_id, on_fatal)
+        """From a folder or hub id. Raises UnsupportedModelError, SettingsError or OSError."""
+        return cls(lambda: load(model_id, settings), settings, model_id, on_fatal)
 
     def submit(self, request: DecodeRequest) -> AsyncIterator[Output]:
         return self.engine.stream(request)
@@ -72,3 +81,8 @@ class TorchRunner:
 
     async def close(self, grace_s: float = 30.0) -> None:
         await asyncio.to_thread(self.engine.close, grace_s)
+
+
+def _prepare_thread(threads: int | None) -> None:
+    if threads is not None:
+        torch.set_num_threads(threads)
