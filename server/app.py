@@ -19,7 +19,7 @@ from server.routes import chat, completions, models, ops, tokenize
 from server.schema.chat import ChatBody
 from server.schema.completions import CompletionBody
 from server.schema.tokenize import DetokenizeBody, TokenizeBody
-from server.state import VERSION, ServerState
+from server.state import VERSION, ServerState, listed_ids
 
 
 def create_app(state: ServerState) -> FastAPI:
@@ -37,7 +37,8 @@ def create_app(state: ServerState) -> FastAPI:
         app.include_router(module.router)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _invalid)
-    document.install(app, [ChatBody, CompletionBody, TokenizeBody, DetokenizeBody])
+    names = [name for model in state.models for name in listed_ids(model)]
+    document.install(app, [ChatBody, CompletionBody, TokenizeBody, DetokenizeBody], names)
     app.add_middleware(Gate, state=state)  # the last added is the outermost
     if state.cors_origins:
         app.add_middleware(

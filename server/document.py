@@ -73,8 +73,8 @@ def generation_operation(body: type[BaseModel], summary: str) -> dict[str, Any]:
     return operation(summary, 404, body=body, stream=True)
 
 
-def install(app: FastAPI, bodies: Iterable[type[BaseModel]]) -> None:
-    """Make `app.openapi()` describe the request bodies."""
+def install(app: FastAPI, bodies: Iterable[type[BaseModel]], models: list[str]) -> None:
+    """Make `app.openapi()` describe the request bodies; `models` are the ids they may name."""
 
     def build() -> dict[str, Any]:
         if app.openapi_schema is None:
@@ -87,6 +87,7 @@ def install(app: FastAPI, bodies: Iterable[type[BaseModel]]) -> None:
             for path in document["paths"].values():
                 for one in path.values():
                     _tidy(one["responses"])
+            _name_models(document, models)
             app.openapi_schema = document
         return app.openapi_schema
 
@@ -94,7 +95,22 @@ def install(app: FastAPI, bodies: Iterable[type[BaseModel]]) -> None:
 
 
 def _tidy(responses: dict[str, Any]) -> None:
-    """FastAPI documents a 422 that never occurs, and a 200 also where there is none."""
+    """FastAPI documents a 422 that never occurs, and a 200 in JSON also where there is none."""
     responses.pop("422", None)
-    if not responses.get("200", {}).get("content", {}).get("application/json", {"schema": 1}).get("schema"):
+    content = responses["200"].get("content", {})
+    if not content.get("application/json", {}).get("schema"):
+        content.pop("application/json", None)
+    if not content:
         responses.pop("200")
+
+
+def _name_models(document: dict[str, Any], names: list[str]) -> None:
+    """Ids that can be asked for, wherever one is expected; all others are a 404."""
+    for schema in document["components"]["schemas"].values():
+        if (field := schema.get("properties", {}).get("model")) is not None:
+            (field if field.get("type") else field["anyOf"][0])["enum"] = names
+    for path in document["paths"].values():
+        for one in path.values():
+            for parameter in one.get("parameters", ()):
+                if parameter["name"] == "model_id":
+                    parameter["schema"]["enum"] = names

@@ -27,6 +27,7 @@ from server.schema.common import PASSED_SAMPLING, GenerationBody
 from server.schema.parse import log_unknown, read_json, refuse_look_alikes, validate
 from server.state import ServedModel, ServerState
 
+WHOLE_ANSWER_INTERVAL_S = 0.1
 XARGS = ("sampler", "spec_decode", "voting")
 B = TypeVar("B", bound=GenerationBody)
 
@@ -158,6 +159,8 @@ def make_plan(
                 logprob_token_ids=tuple(body.logprob_token_ids or ()),
                 priority=body.priority or 0,
                 cache_salt=body.cache_salt or "",
+                # nobody sees a whole answer grow; a stop string has to be noticed when it appears
+                delivery_interval_s=0.0 if body.stream or stops else WHOLE_ANSWER_INTERVAL_S,
             )
         )
     options = TextOptions(

@@ -8,7 +8,7 @@ from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from server.schema.common import GenerationBody
-from server.schema.fields import Body, Count, Flag, Int, Text
+from server.schema.fields import WHOLE, Body, Count, Flag, Text
 
 
 class TextPart(Body):
@@ -65,7 +65,7 @@ class ChatBody(ConversationBody, GenerationBody):
     max_tokens: Count | None = None
     max_completion_tokens: Count | None = None
     logprobs: Flag | None = None
-    top_logprobs: Annotated[Int, Field(ge=0, le=20)] | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=20), WHOLE] | None = None
     tool_choice: Text | dict[Text, Any] | None = None
     parallel_tool_calls: Flag | None = None
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None

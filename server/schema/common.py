@@ -9,7 +9,21 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from server.schema.fields import Body, Count, Flag, Int, Int64, Number, RequestId, Stops, Text, TokenId
+from server.schema.fields import (
+    REAL,
+    WHOLE,
+    Body,
+    Count,
+    Flag,
+    Int,
+    Int64,
+    Number,
+    RequestId,
+    Stops,
+    Text,
+    TokenId,
+    TokenKey,
+)
 
 # Scalars and objects that `samplers.chain.resolve` reads. Those without a field of their own below are passed on
 # unchecked, and refused there while no sampler of that name exists.
@@ -41,12 +55,12 @@ class GenerationBody(Body):
 
     model: Text
     max_tokens: Int | None = None
-    temperature: Annotated[Number, Field(ge=0, le=100)] | None = None
-    top_p: Annotated[Number, Field(gt=0, le=1)] | None = None
-    n: Annotated[Int, Field(ge=1, le=128)] | None = None
-    presence_penalty: Annotated[Number, Field(ge=-2, le=2)] | None = None
-    frequency_penalty: Annotated[Number, Field(ge=-2, le=2)] | None = None
-    logit_bias: dict[Annotated[Text, Field(max_length=20)], Annotated[Number, Field(ge=-100, le=100)]] | None = None
+    temperature: Annotated[float, Field(ge=0, le=100), REAL] | None = None
+    top_p: Annotated[float, Field(gt=0, le=1), REAL] | None = None
+    n: Annotated[int, Field(ge=1, le=128), WHOLE] | None = None
+    presence_penalty: Annotated[float, Field(ge=-2, le=2), REAL] | None = None
+    frequency_penalty: Annotated[float, Field(ge=-2, le=2), REAL] | None = None
+    logit_bias: dict[TokenKey, Annotated[float, Field(ge=-100, le=100), REAL]] | None = None
     seed: Int64 | None = None
     stop: Stops = None
     stream: Flag | None = None
@@ -55,18 +69,18 @@ class GenerationBody(Body):
     user: Text | None = None
 
     # sampling and output control under the names of other servers
-    top_k: Annotated[Int, Field(ge=-1)] | None = None
-    min_p: Annotated[Number, Field(ge=0, le=1)] | None = None
-    repetition_penalty: Annotated[Number, Field(gt=0, le=10)] | None = None
-    min_tokens: Annotated[Int, Field(ge=0)] | None = None
+    top_k: Annotated[int, Field(ge=-1), WHOLE] | None = None
+    min_p: Annotated[float, Field(ge=0, le=1), REAL] | None = None
+    repetition_penalty: Annotated[float, Field(gt=0, le=10), REAL] | None = None
+    min_tokens: Annotated[int, Field(ge=0), WHOLE] | None = None
     ignore_eos: Flag | None = None
     stop_token_ids: Annotated[list[TokenId], Field(max_length=1024)] | None = None
     include_stop_str_in_output: Flag | None = None
     no_stop_trim: Flag | None = None
     skip_special_tokens: Flag | None = None
     spaces_between_special_tokens: Flag | None = None
-    truncate_prompt_tokens: Annotated[Int, Field(ge=-1)] | None = None
-    prompt_logprobs: Annotated[Int, Field(ge=0, le=20)] | None = None
+    truncate_prompt_tokens: Annotated[int, Field(ge=-1), WHOLE] | None = None
+    prompt_logprobs: Annotated[int, Field(ge=0, le=20), WHOLE] | None = None
     logprob_token_ids: Annotated[list[TokenId], Field(max_length=128)] | None = None
     allowed_token_ids: Annotated[list[TokenId], Field(min_length=1)] | None = None
     bad_words: list[Annotated[Text, Field(min_length=1)]] | None = None
@@ -76,7 +90,7 @@ class GenerationBody(Body):
     return_token_ids: Flag | None = None
     return_tokens_as_token_ids: Flag | None = None
     stream_interval: Count | None = None
-    priority: Annotated[Int, Field(ge=-(2**31), le=2**31 - 1)] | None = None
+    priority: Annotated[int, Field(ge=-(2**31), le=2**31 - 1), WHOLE] | None = None
     cache_salt: Annotated[Text, Field(min_length=1)] | None = None
     vllm_xargs: dict[Text, Any] | None = None
     use_beam_search: Flag | None = None

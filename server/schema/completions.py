@@ -9,7 +9,7 @@ from pydantic import Field, WrapValidator
 from pydantic_core import PydanticCustomError
 
 from server.schema.common import GenerationBody
-from server.schema.fields import Flag, Int, Text, TokenId
+from server.schema.fields import WHOLE, Flag, Text, TokenId
 
 
 def _is_ids(value: Any) -> bool:
@@ -36,8 +36,8 @@ Prompt = Annotated[
 
 class CompletionBody(GenerationBody):
     prompt: Prompt
-    max_tokens: Annotated[Int, Field(ge=0)] | None = None
-    logprobs: Annotated[Int, Field(ge=0, le=5)] | None = None
+    max_tokens: Annotated[int, Field(ge=0), WHOLE] | None = None
+    logprobs: Annotated[int, Field(ge=0, le=5), WHOLE] | None = None
     echo: Flag | None = None
-    best_of: Annotated[Int, Field(ge=1, le=128)] | None = None
+    best_of: Annotated[int, Field(ge=1, le=128), WHOLE] | None = None
     suffix: Text | None = None

@@ -62,13 +62,17 @@ def _printable(value: str) -> str:
     return value
 
 
-Int = Annotated[int, BeforeValidator(_whole)]
-Number = Annotated[float, BeforeValidator(_number)]
+# behind the range, so that the document shows it: Annotated[int, Field(ge=1), WHOLE]
+WHOLE = BeforeValidator(_whole)
+REAL = BeforeValidator(_number)
+Int = Annotated[int, WHOLE]
+Number = Annotated[float, REAL]
 Flag = StrictBool
 Text = StrictStr
-Int64 = Annotated[Int, Field(ge=-INT64_MAX - 1, le=INT64_MAX)]
-TokenId = Annotated[Int, Field(ge=0)]
-Count = Annotated[Int, Field(ge=1)]
+Int64 = Annotated[int, Field(ge=-INT64_MAX - 1, le=INT64_MAX), WHOLE]
+TokenId = Annotated[int, Field(ge=0), WHOLE]
+TokenKey = Annotated[str, Field(max_length=20)]  # a token id as a JSON key
+Count = Annotated[int, Field(ge=1), WHOLE]
 RequestId = Annotated[Text, AfterValidator(_printable)]
 _StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_LENGTH)]
 Stops = Annotated[
