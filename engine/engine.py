@@ -308,6 +308,7 @@ class Engine:
         _, output = self._output(active)
         self._counters.cached_prompt_tokens += active.cached_tokens
         output.prompt_scores = active.prompt_scores
+        output.cached_tokens = active.cached_tokens
         del self._live[active.request.id]
         del self._touched[active.request.id]
         self._outbox.append((active.mailbox, output, end))
@@ -325,12 +326,18 @@ class Engine:
 
     def _flush(self) -> None:
         """One hop to the event loop with everything the step produced."""
+        now = time.monotonic()
+        held: dict[str, tuple[ActiveRequest, Output]] = {}
         for active, output in self._touched.values():
+            if active.delivered_at and now - active.delivered_at < active.request.delivery_interval_s:
+                held[active.request.id] = (active, output)
+                continue
+            active.delivered_at = now
             output.cached_tokens = active.cached_tokens
             if active.prompt_scores is not None and all(s is not None for s in active.prompt_scores[1:]):
                 output.prompt_scores = active.prompt_scores
             self._outbox.append((active.mailbox, output, False))
-        self._touched.clear()
+        self._touched = held
         self._refresh_stats()
         if not self._outbox:
             return

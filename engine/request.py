@@ -40,6 +40,7 @@ class DecodeRequest:
     processed_logprobs: bool = False  # report the final row instead of the raw one
     logprob_token_ids: tuple[int, ...] = ()  # report these ids as well, for every generated token
     priority: int = 0  # lower runs first
+    delivery_interval_s: float = 0.0  # outputs after the first may be held back and merged this long
     cache_salt: str = ""  # requests share cached prefixes only under one salt
 
 

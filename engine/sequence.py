@@ -55,6 +55,7 @@ class ActiveRequest:
     followers: list[Sequence] = field(default_factory=list)  # choices that wait to fork off the computed prompt
     prompt_scores: list[TokenScore | None] | None = None  # filled chunk by chunk
     cached_tokens: int = 0
+    delivered_at: float = 0.0  # time.monotonic of the last delivery; 0: nothing has been delivered
 
     @property
     def unfinished(self) -> int:

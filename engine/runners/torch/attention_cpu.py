@@ -50,10 +50,15 @@ class Local:
 Part = Lanes | Shared | Local
 
 
+Cover = tuple[Part, ...]  # parts no two of which hold the same row
+
+
 @dataclass(frozen=True)
 class Plan:
-    parts: tuple[tuple[Part, bool], ...]  # (part, True when none of its rows occurred before)
-    whole: bool  # one part covers all rows in order: its output is the answer
+    """Covers are attended to one by one and merged; most steps have one or two."""
+
+    covers: tuple[Cover, ...]
+    rows: int
 
 
 class CpuAttention:
@@ -78,20 +83,26 @@ class CpuAttention:
         if plan is None:
             plan = self._plans[kind] = _plan(self._step, spec, self._pool.num_slots)
         rows = query[0].transpose(0, 1)  # [T, Hq, D]
-        if plan.whole:
-            out, lse = self._run(plan.parts[0][0], layer, spec, rows, key, value)
-        else:
-            out = torch.zeros(rows.shape)  # not empty: a part may hold rows that none has written yet
-            lse = torch.full(rows.shape[:2], HIDDEN)
-            for part, fresh in plan.parts:
-                one, one_lse = self._run(part, layer, spec, rows, key, value)
-                if not fresh:
-                    one, one_lse = merge(out[part.rows], lse[part.rows], one, one_lse)
-                out[part.rows] = one.to(out.dtype)
-                lse[part.rows] = one_lse
+        out, lse = self._cover(plan.covers[0], plan.rows, layer, spec, rows, key, value)
+        for cover in plan.covers[1:]:
+            out, lse = merge(out, lse, *self._cover(cover, plan.rows, layer, spec, rows, key, value))
         if spec.sinks is not None:
             out = apply_sinks(out, lse, spec.sinks)
-        return out.to(query.dtype)[None, ..., : spec.value_size]
+        if spec.value_size != spec.key_size:
+            out = out[..., : spec.value_size]
+        return out.to(query.dtype)[None]
+
+    def _cover(
+        self, cover: Cover, count: int, layer: int, spec: LayerSpec, rows: Tensor, key: Tensor, value: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """(out [T, Hq, D] fp32 or the model's dtype, lse [T, Hq] fp32); weight zero for rows the cover lacks."""
+        if len(cover) == 1 and cover[0].rows == slice(0, count):
+            return self._run(cover[0], layer, spec, rows, key, value)
+        out, lse = torch.zeros(rows.shape), torch.full(rows.shape[:2], HIDDEN)
+        for part in cover:
+            one, lse[part.rows] = self._run(part, layer, spec, rows, key, value)
+            out[part.rows] = one.to(out.dtype)
+        return out, lse
 
     def _run(
         self, part: Part, layer: int, spec: LayerSpec, rows: Tensor, key: Tensor, value: Tensor
@@ -160,7 +171,7 @@ def _plan(step: Step, spec: LayerSpec, num_slots: int) -> Plan:
             parts += _block_parts(span, spec, shared[index])
     for level in levels:
         parts += [_lanes(batch) for batch in regular_lanes(tuple(level), num_slots)]
-    return _ordered(parts, step.rows)
+    return _covers(parts, step.rows)
 
 
 def _shared_lengths(step: Step, spec: LayerSpec) -> list[int]:
@@ -234,13 +245,18 @@ def _lanes(batch: tuple[Lane, ...]) -> Lanes:
     )
 
 
-def _ordered(parts: list[Part], total: int) -> Plan:
-    seen = np.zeros(total, bool)
-    ordered = []
+def _covers(parts: list[Part], total: int) -> Plan:
+    """Put every part into the first cover that holds none of its rows."""
+    covers: list[tuple[list[Part], np.ndarray]] = []
     for part in parts:
         rows = part.rows if isinstance(part.rows, slice) else part.rows.numpy()
-        ordered.append((part, not seen[rows].any()))
-        seen[rows] = True
-    assert seen.all()
-    whole = len(parts) == 1 and parts[0].rows == slice(0, total)
-    return Plan(tuple(ordered), whole)
+        for members, taken in covers:
+            if not taken[rows].any():
+                break
+        else:
+            members, taken = [], np.zeros(total, bool)
+            covers.append((members, taken))
+        members.append(part)
+        taken[rows] = True
+    assert np.logical_or.reduce([taken for _, taken in covers]).all()
+    return Plan(tuple(tuple(members) for members, _ in covers), total)

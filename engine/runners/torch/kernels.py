@@ -46,11 +46,9 @@ def segment_plain(
 
 
 def merge(out: Tensor, lse: Tensor, other: Tensor, other_lse: Tensor) -> tuple[Tensor, Tensor]:
-    """Softmax over the union of two key sets. out, other: [..., D]; lse, other_lse: [...] fp32."""
-    total = torch.logaddexp(lse, other_lse)
-    left = torch.exp(lse - total).unsqueeze(-1).to(out.dtype)
-    right = torch.exp(other_lse - total).unsqueeze(-1).to(out.dtype)
-    return out * left + other * right, total
+    """Softmax over the union of two key sets, in fp32. out, other: [..., D]; lse, other_lse: [...] fp32."""
+    weight = torch.sigmoid(other_lse - lse).unsqueeze(-1)  # exp(other_lse - L)
+    return torch.lerp(out.float(), other.float(), weight), torch.logaddexp(lse, other_lse)
 
 
 def apply_sinks(out: Tensor, lse: Tensor, sinks: Tensor) -> Tensor:
