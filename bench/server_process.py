@@ -35,7 +35,9 @@ class ServerProcess:
                 time.sleep(0.1)
         raise RuntimeError("the server was not ready within 120 s")
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         self.process.send_signal(signal.SIGTERM)
         self.process.wait(60)
 

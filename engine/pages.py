@@ -5,6 +5,7 @@ Plain Python and numpy: knows nothing about torch, tensors, text or requests. Ru
 
 from __future__ import annotations
 
+import itertools
 from bisect import bisect_right
 from collections import Counter
 from collections.abc import Iterable, Sequence
@@ -219,7 +220,7 @@ class Pages:
         write. Empty if the rows are 0, 1, 2, ...; the caller then truncates to ctx + len(accepted_rows).
         """
         rows = list(accepted_rows)
-        assert all(a < b for a, b in zip(rows, rows[1:])) and (not rows or rows[0] >= 0)
+        assert all(a < b for a, b in itertools.pairwise(rows)) and (not rows or rows[0] >= 0)
         moved = [(self.slot(branch, ctx + a), self.slot(branch, ctx + j)) for j, a in enumerate(rows) if a != j]
         for page in {slot // self.page_size for _, slot in moved}:
             assert self._ref[page] == 1 and page not in self._registered, f"scratch page {page} is not ours alone"
@@ -236,7 +237,7 @@ class Pages:
 
     def slots(self, branch: Branch, start: int, count: int) -> np.ndarray:
         """[count] int64: the slots of positions start .. start + count - 1."""
-        assert 0 <= start and start + count <= branch.length
+        assert start >= 0 and start + count <= branch.length
         size = self.page_size
         first = start // size
         pages = np.array(branch.pages[first : -(-(start + count) // size)], np.int64)
@@ -245,7 +246,7 @@ class Pages:
 
     def runs(self, branch: Branch, start: int, stop: int) -> list[tuple[int, int]]:
         """Slot runs [s, e) of positions start .. stop - 1 in order, adjacent pages merged."""
-        assert 0 <= start and stop <= branch.length
+        assert start >= 0 and stop <= branch.length
         if start >= stop:
             return []
         size, pages, starts = self.page_size, branch.pages, branch.starts
@@ -272,7 +273,7 @@ class Pages:
         low, high = min(tables), max(tables)  # in lexical order, so what these two share is shared by all
         if low == high:
             return full
-        return next(i for i, (a, b) in enumerate(zip(low, high)) if a != b)
+        return next(i for i, (a, b) in enumerate(zip(low, high, strict=False)) if a != b)
 
     # ---- pages
 
@@ -314,8 +315,11 @@ class Pages:
             breaks = [i for i, p in enumerate(branch.pages) if i == 0 or p != branch.pages[i - 1] + 1]
             if branch.starts != breaks:
                 faults.append(f"run starts {branch.starts} should be {breaks}")
-            faults += [f"page {p} is shared at indices {place[p]} and {i}"
-                       for i, p in enumerate(branch.pages) if place.setdefault(p, i) != i]
+            faults += [
+                f"page {p} is shared at indices {place[p]} and {i}"
+                for i, p in enumerate(branch.pages)
+                if place.setdefault(p, i) != i
+            ]
         for page, ref in enumerate(self._ref):
             if ref != holders[page]:
                 faults.append(f"page {page}: ref {ref}, held by {holders[page]} branches")

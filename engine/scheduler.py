@@ -29,7 +29,9 @@ class Work:
 class Scheduler:
     """Queues, slots and the token budget over one page manager."""
 
-    def __init__(self, pages: Pages, max_seqs: int, max_batch_tokens: int, namespace: bytes, chunk: int | None = None) -> None:
+    def __init__(
+        self, pages: Pages, max_seqs: int, max_batch_tokens: int, namespace: bytes, chunk: int | None = None
+    ) -> None:
         self.pages = pages
         self.max_batch_tokens = max_batch_tokens
         self.chunk = chunk or max_batch_tokens

@@ -20,7 +20,16 @@ from models.problems import Problem, problems
 QUESTION_WEIGHT = 0.1  # questions are noise to predict; worked steps are not
 RESULT_WEIGHT = 3.0  # the digits after "=" and "####": the number facts themselves
 _RESULT = re.compile(r"(?:= |#### )(\d+)")
-_SKIPPED = ("site-packages", "/test/", "/tests/", "/idlelib/", "/encodings/", "/pydoc_data/", "/lib2to3/", "/turtledemo/")
+_SKIPPED = (
+    "site-packages",
+    "/test/",
+    "/tests/",
+    "/idlelib/",
+    "/encodings/",
+    "/pydoc_data/",
+    "/lib2to3/",
+    "/turtledemo/",
+)
 _HELD_OUT_SHARE = 20
 
 

@@ -26,8 +26,12 @@ from models.tokenizer import VOCABULARY, train_tokenizer
 HERE = Path(__file__).parent
 FOLDERS = {"target": HERE / "drafthouse-tiny", "draft": HERE / "drafthouse-tiny-draft"}
 SHAPES = {
-    "target": dict(hidden_size=256, intermediate_size=832, num_hidden_layers=6, num_attention_heads=8, num_key_value_heads=4),
-    "draft": dict(hidden_size=160, intermediate_size=432, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2),
+    "target": dict(
+        hidden_size=256, intermediate_size=832, num_hidden_layers=6, num_attention_heads=8, num_key_value_heads=4
+    ),
+    "draft": dict(
+        hidden_size=160, intermediate_size=432, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2
+    ),
 }
 CONTEXT = 2048
 ROW_TOKENS = 512
@@ -145,7 +149,9 @@ def train(args: argparse.Namespace) -> None:
         seen += batch.inputs.numel()
         mean = entropy.item() if mean is None else 0.95 * mean + 0.05 * entropy.item()
         if step % args.log_every == 0:
-            history.append({"step": step, "tokens": seen, "minutes": round(minutes, 1), "cross_entropy": round(mean, 4)})
+            history.append(
+                {"step": step, "tokens": seen, "minutes": round(minutes, 1), "cross_entropy": round(mean, 4)}
+            )
             print(json.dumps(history[-1]), flush=True)
         if step % args.save_every == 0:
             save(model, folder)

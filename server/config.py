@@ -29,7 +29,9 @@ class ServeConfig(BaseModel):
     host: str = Field("127.0.0.1", description="address to listen on")
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 picks a free one")
     model: str = Field("drafthouse-tiny", description="embedded model name, folder or hub id")
-    draft_model: str | None = Field(None, description="a second model with the same vocabulary, served beside the first")
+    draft_model: str | None = Field(
+        None, description="a second model with the same vocabulary, served beside the first"
+    )
     served_name: str | None = Field(None, description="id of the model in the API; default: its name")
     runner: Literal["torch", "vllm"] = Field("torch", description="what executes the model; vllm is not in this build")
     device: str | None = Field(None, description="cpu, cuda, cuda:1; default: cuda when present")
@@ -42,7 +44,9 @@ class ServeConfig(BaseModel):
     kv_bytes: int | None = Field(None, ge=1, description="memory for keys and values")
     page_size: int | None = Field(None, ge=1, description="tokens per KV page, a power of two")
     max_queued_requests: int = Field(256, ge=0, description="waiting requests beyond which the answer is 503")
-    max_queued_tokens: int | None = Field(None, ge=1, description="waiting prompt tokens beyond which the answer is 503")
+    max_queued_tokens: int | None = Field(
+        None, ge=1, description="waiting prompt tokens beyond which the answer is 503"
+    )
     max_body_bytes: int = Field(16 * 2**20, ge=1024, description="largest request body")
     threads: int | None = Field(None, ge=1, description="CPU threads of the model")
     replay: bool = Field(True, description="replay the traced forward pass on CPU where it gives the same logits")
@@ -66,9 +70,7 @@ class ServeConfig(BaseModel):
         return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
 
 
-def load_config(
-    flags: Mapping[str, Any], environment: Mapping[str, str], file: Path | None = None
-) -> ServeConfig:
+def load_config(flags: Mapping[str, Any], environment: Mapping[str, str], file: Path | None = None) -> ServeConfig:
     """Merge the three sources. Flags that are None were not given. Raises ConfigError."""
     merged: dict[str, Any] = {}
     source: dict[str, str] = {}

@@ -165,7 +165,9 @@ async def test_random_traffic_with_cancellations_comes_to_rest() -> None:
     async with running(num_pages=40, max_seqs=6, max_batch_tokens=16) as (engine, _, _):
 
         async def one(i: int) -> None:
-            asked = request(f"r{i}", [rng.randrange(5) for _ in range(rng.randint(1, 25))], rng.randint(1, 20), n=rng.randint(1, 3))
+            asked = request(
+                f"r{i}", [rng.randrange(5) for _ in range(rng.randint(1, 25))], rng.randint(1, 20), n=rng.randint(1, 3)
+            )
             if rng.random() < 0.4:
                 stream = engine.stream(asked)
                 async for _ in stream:

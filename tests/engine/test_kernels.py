@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -27,9 +29,13 @@ def whole(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, softcap: 
 @settings(max_examples=30, deadline=None)
 @given(cuts=st.lists(st.integers(1, 39), min_size=0, max_size=5, unique=True), seed=st.integers(0, 1000))
 def test_any_split_of_the_keys_merges_to_one_softmax(cuts: list[int], seed: int) -> None:
-    query, key, value = tensors(2, 4, 3, 8, seed=seed), tensors(2, 2, 40, 8, seed=seed + 1), tensors(2, 2, 40, 8, seed=seed + 2)
+    query, key, value = (
+        tensors(2, 4, 3, 8, seed=seed),
+        tensors(2, 2, 40, 8, seed=seed + 1),
+        tensors(2, 2, 40, 8, seed=seed + 2),
+    )
     edges = [0, *sorted(cuts), 40]
-    parts = [segment_cpu(query, key[:, :, a:b], value[:, :, a:b], SCALE, None) for a, b in zip(edges, edges[1:], strict=False)]
+    parts = [segment_cpu(query, key[:, :, a:b], value[:, :, a:b], SCALE, None) for a, b in itertools.pairwise(edges)]
     out, lse = parts[0]
     for part in parts[1:]:
         out, lse = merge(out, lse, *part)
@@ -70,7 +76,7 @@ def test_lanes_are_a_partition_into_regular_batches_inside_the_pool(raw: list[tu
     batches = regular_lanes(lanes, slots)
     assert sorted(lane for batch in batches for lane in batch) == sorted(lanes)
     for batch in batches:
-        distances = {b.start - a.start for a, b in zip(batch, batch[1:], strict=False)}
+        distances = {b.start - a.start for a, b in itertools.pairwise(batch)}
         assert len(distances) <= 1 and all(d >= 0 for d in distances)
         assert batch[-1].start + max(lane.length for lane in batch) <= slots
         short = 127

@@ -1,6 +1,6 @@
 """Page tables: slots and runs, copy-on-write, exhaustion, contiguity, integrity.
 
-    python -m pytest tests/engine/test_pages.py
+python -m pytest tests/engine/test_pages.py
 """
 
 from __future__ import annotations

@@ -88,8 +88,16 @@ class PagesMachine(RuleBasedStateMachine):
 
     def snapshot(self, branch: Branch) -> tuple:
         pages = self.pages
-        return (branch.pages.copy(), branch.length, branch.prefixes.copy(), branch.starts.copy(), pages._ref.copy(),
-                pages._copies.copy(), pages.free, pages.cached)
+        return (
+            branch.pages.copy(),
+            branch.length,
+            branch.prefixes.copy(),
+            branch.starts.copy(),
+            pages._ref.copy(),
+            pages._copies.copy(),
+            pages.free,
+            pages.cached,
+        )
 
     def copied(self, copies: list[tuple[int, int]], in_order: bool) -> list[object]:
         size, memory = self.pages.page_size, self.memory.copy()
@@ -177,8 +185,11 @@ class PagesMachine(RuleBasedStateMachine):
         """The forward pass: copies first, then every reserved slot is written."""
         self.memory = self.copied(self.pages.drain_copies(), in_order)
         for held in self.held:
-            for slot, i in zip(self.pages.slots(held.branch, held.written, held.unwritten),
-                               range(held.written, len(held.tokens)), strict=True):
+            for slot, i in zip(
+                self.pages.slots(held.branch, held.written, held.unwritten),
+                range(held.written, len(held.tokens)),
+                strict=True,
+            ):
                 self.memory[slot] = kv(held.namespace, held.tokens[: i + 1])
             held.unwritten = 0
             if register:
@@ -266,5 +277,9 @@ class CollidingMachine(PagesMachine):
 
 @pytest.mark.parametrize("machine", [PagesMachine, CollidingMachine])
 def test_pages_agree_with_a_memory_of_values(machine: type[PagesMachine]) -> None:
-    run_state_machine_as_test(machine, settings=settings(
-        max_examples=150, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)))
+    run_state_machine_as_test(
+        machine,
+        settings=settings(
+            max_examples=150, stateful_step_count=40, deadline=None, suppress_health_check=list(HealthCheck)
+        ),
+    )

@@ -1,6 +1,6 @@
 """The prefix cache: what a later request finds, what it must not find, what is given up first.
 
-    python -m pytest tests/engine/test_prefix_cache.py
+python -m pytest tests/engine/test_prefix_cache.py
 """
 
 from __future__ import annotations

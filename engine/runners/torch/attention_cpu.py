@@ -145,7 +145,9 @@ class CpuAttention:
         return out[0].transpose(0, 1), lse[0].transpose(0, 1)
 
     @staticmethod
-    def _segment(spec: LayerSpec, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _segment(
+        spec: LayerSpec, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         if spec.softcap is not None:  # no fused kernel caps the scores
             return segment_plain(query, key, value, spec.scale, mask, spec.softcap)
         return segment_cpu(query, key, value, spec.scale, mask)
@@ -207,7 +209,9 @@ def _block_parts(span: Span, spec: LayerSpec, low: int) -> Iterator[Part]:
     """Context and local part of a prompt chunk or a tree."""
     rows = slice(span.start, span.stop)
     positions = _positions(span)
-    visible = np.array([spec.first_visible(int(p)) for p in positions]) if not spec.is_full else np.zeros(span.count, int)
+    visible = (
+        np.array([spec.first_visible(int(p)) for p in positions]) if not spec.is_full else np.zeros(span.count, int)
+    )
     for a, b, token in _trim(span.runs, max(low, int(visible.min())), span.context):
         mask = None
         if visible.max() > token:
@@ -250,13 +254,11 @@ def _covers(parts: list[Part], total: int) -> Plan:
     covers: list[tuple[list[Part], np.ndarray]] = []
     for part in parts:
         rows = part.rows if isinstance(part.rows, slice) else part.rows.numpy()
-        for members, taken in covers:
-            if not taken[rows].any():
-                break
-        else:
-            members, taken = [], np.zeros(total, bool)
-            covers.append((members, taken))
-        members.append(part)
-        taken[rows] = True
+        cover = next((one for one in covers if not one[1][rows].any()), None)
+        if cover is None:
+            cover = ([], np.zeros(total, bool))
+            covers.append(cover)
+        cover[0].append(part)
+        cover[1][rows] = True
     assert np.logical_or.reduce([taken for _, taken in covers]).all()
     return Plan(tuple(tuple(members) for members, _ in covers), total)

@@ -40,7 +40,12 @@ class PlainAttention:
                 keep = (positions >= spec.first_visible(span.context + _depth(span, i))).to(query.device)
                 chosen = seen[keep]
                 part, lse = segment_plain(
-                    query[:, :, row : row + 1], keys[None, :, chosen], values[None, :, chosen], spec.scale, None, spec.softcap
+                    query[:, :, row : row + 1],
+                    keys[None, :, chosen],
+                    values[None, :, chosen],
+                    spec.scale,
+                    None,
+                    spec.softcap,
                 )
                 one = part[0, :, 0][None]  # [1, Hq, D]
                 if spec.sinks is not None:

@@ -120,7 +120,7 @@ class TorchExecutor:
         return result
 
     def _wanted_rows(self, works: list[Work]) -> tuple[list[tuple[Work, int, int]], list[int], list[Sequence]]:
-        """(prompt rows to score: (work, first position, number), rows of T with logits, who draws from the last ones)."""
+        """(prompt rows to score: (work, first position, number); rows of T with logits; who draws from the last)."""
         scored, rows, draw_rows, drawers = [], [], [], []
         start = 0
         for work in works:

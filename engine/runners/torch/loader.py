@@ -109,7 +109,9 @@ def context_limit(config: Any, layers: list[LayerSpec]) -> tuple[int, str]:
     if window and uses_window and window < limit and all(layer.window is None for layer in layers):
         types = getattr(config, "layer_types", None)
         if types is None or "sliding_attention" in types:
-            log.warning("%s keeps its sliding window of %d in a mask; the context is capped there", config.model_type, window)
+            log.warning(
+                "%s keeps its sliding window of %d in a mask; the context is capped there", config.model_type, window
+            )
             limit, why = window, "a sliding window this runner cannot apply"
     return limit, why
 

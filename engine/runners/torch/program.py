@@ -35,9 +35,7 @@ class Program:
         self._inputs = [node for node in self._nodes if node.op == "placeholder"]
         if unknown := {node.op for node in self._nodes} - {"placeholder", "get_attr", "call_function", "output"}:
             raise ReplayError(f"{', '.join(sorted(unknown))} in the traced graph")
-        self._constants = {
-            node.name: constants[node.target].detach() for node in self._nodes if node.op == "get_attr"
-        }
+        self._constants = {node.name: constants[node.target].detach() for node in self._nodes if node.op == "get_attr"}
         body = [node for node in self._nodes if node.op == "call_function"]
         self._plain = self._function("program", body, self._inputs, self._result(), {})
         self.script_after = SCRIPT_AFTER

@@ -24,6 +24,7 @@ aten = torch.ops.aten
 
 _COPIED = 4_000_000  # elements of a tied head that may be copied
 
+
 def build(model: nn.Module, layers: list[LayerSpec], backend: Backend) -> Program:
     """Trace, simplify and emit. Raises ReplayError when the graph holds anything this does not understand."""
     marker = Marker(layers)
@@ -60,7 +61,9 @@ def build(model: nn.Module, layers: list[LayerSpec], backend: Backend) -> Progra
 
 
 def _constants(traced: GraphModule) -> dict[str, Tensor]:
-    return {node.target: operator.attrgetter(node.target)(traced) for node in traced.graph.nodes if node.op == "get_attr"}
+    return {
+        node.target: operator.attrgetter(node.target)(traced) for node in traced.graph.nodes if node.op == "get_attr"
+    }
 
 
 def _drop_unused(graph: Graph) -> None:
@@ -124,7 +127,7 @@ def _merge_projections(graph: Graph, constants: dict[str, Tensor]) -> None:
         weights = [constants[product.args[1].target] for product in products]  # each [inputs, outputs]
         owners = [_owner(weight) for weight in weights]
         shared = any(id(owner) in embedded for owner in owners)
-        if len({id(owner) for owner in owners}) < len(owners) or shared and sum(w.numel() for w in weights) > _COPIED:
+        if len({id(owner) for owner in owners}) < len(owners) or (shared and sum(w.numel() for w in weights) > _COPIED):
             continue
         joined = torch.cat(weights, 1).contiguous()
         sizes = [weight.shape[1] for weight in weights]
