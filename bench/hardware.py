@@ -22,5 +22,6 @@ def describe() -> str:
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else "no GPU"
     return (
         f"{name}, {os.cpu_count()} cores, {device}; torch {torch.__version__}, "
-        f"transformers {transformers.__version__}, {torch.get_num_threads()} threads, Python {platform.python_version()}"
+        f"transformers {transformers.__version__}, {torch.get_num_threads()} threads, "
+        f"Python {platform.python_version()}"
     )

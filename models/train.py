@@ -50,7 +50,8 @@ class Batch:
 class Data:
     """Rows of problems and rows of source, drawn with one seed."""
 
-    def __init__(self, tokenizer: Tokenizer, seed: int) -> None:
+    def __init__(self, tokenizer: Tokenizer, seed: int, problem_share: float) -> None:
+        self._problem_share = problem_share
         self._rng = np.random.default_rng(seed)
         self._problems = ProblemStream(tokenizer, seed)
         self._source = source_tokens(tokenizer, held_out=False)
@@ -58,7 +59,7 @@ class Data:
     def batch(self, tokens: int, row: int) -> Batch:
         ids, weights = [], []
         for _ in range(tokens // row):
-            if self._rng.random() < PROBLEM_SHARE:
+            if self._rng.random() < self._problem_share:
                 one, weight = self._problems.take(row + 1)
             else:
                 at = int(self._rng.integers(0, len(self._source) - row - 1))
@@ -116,7 +117,7 @@ def train(args: argparse.Namespace) -> None:
     torch.set_num_threads(args.threads)
     device = torch.device(args.device)
     tokenizer = Tokenizer.from_file(str(FOLDERS["target"] / "tokenizer.json"))
-    data = Data(tokenizer, args.seed)
+    data = Data(tokenizer, args.seed, args.problem_share)
     folder = Path(args.out) if args.out else FOLDERS[args.what]
     model = AutoModelForCausalLM.from_pretrained(args.init) if args.init else new_model(args.what)
     model.to(device).train()
@@ -180,6 +181,7 @@ def main() -> None:
     parser.add_argument("--init", help="folder to continue from")
     parser.add_argument("--teacher", help="folder of the model to imitate (draft)")
     parser.add_argument("--out", help="folder to write (default: the embedded one)")
+    parser.add_argument("--problem-share", type=float, default=PROBLEM_SHARE, help="share of rows that hold problems")
     parser.add_argument("--log-every", type=int, default=20)
     parser.add_argument("--save-every", type=int, default=100)
     args = parser.parse_args()
