@@ -11,7 +11,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import wait
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -21,6 +21,7 @@ from engine.request import DecodeRequest, Delta, Finish, FinishReason, Output
 from engine.runners.base import EngineFailed, Health, Overloaded, Stats, TooLarge
 from engine.scheduler import Scheduler, Work
 from engine.sequence import ActiveRequest, Sequence, activate
+from engine.thread import ModelThread
 
 log = logging.getLogger(__name__)
 FATAL_FAILURES = 3  # failed steps in a row after which the engine gives up
@@ -42,8 +43,8 @@ class Executor(Protocol):
 class QueueLimits:
     """Admission limits, checked in the event loop before a request reaches the inbox."""
 
-    requests: int
-    tokens: int  # prompt tokens waiting
+    requests: int  # beyond those the slots can hold
+    tokens: int  # of prompts that nothing has been answered to; one prompt alone always passes
 
 
 @dataclass
@@ -63,10 +64,10 @@ class Engine:
         executor: Executor,
         scheduler: Scheduler,
         limits: QueueLimits,
-        thread: ThreadPoolExecutor | None = None,
+        thread: ModelThread | None = None,
         on_fatal: Callable[[BaseException], None] | None = None,
     ) -> None:
-        """`thread`: a pool of one worker, the thread that has loaded the model; taken over until `close`."""
+        """`thread` is the one that has loaded the model; taken over until `close`."""
         self._executor = executor
         self._scheduler = scheduler
         self._limits = limits
@@ -81,13 +82,14 @@ class Engine:
         self._outbox: list[Parcel] = []
         self._touched: dict[str, tuple[ActiveRequest, Output]] = {}
         # event loop side
-        self._submitted: dict[str, int] = {}  # live request ids -> prompt tokens
+        self._submitted: set[str] = set()  # ids of live requests
+        self._unanswered: dict[str, int] = {}  # those without any output yet -> prompt tokens
         self._closing = False
         self._stop = False
         self._dead: BaseException | None = None
         self._stats = Stats()
         self._refresh_stats()
-        self._thread = thread or ThreadPoolExecutor(1, "engine")
+        self._thread = thread or ModelThread()
         self._running = self._thread.submit(self._main)
 
     # --- event loop -------------------------------------------------------------------------------------------
@@ -96,15 +98,18 @@ class Engine:
         """Submit and yield merged outputs until the request ends; closing the iterator aborts it."""
         self._admit_or_raise(request)
         mailbox = Mailbox()
-        self._submitted[request.id] = len(request.prompt_ids)
+        self._submitted.add(request.id)
+        self._unanswered[request.id] = len(request.prompt_ids)
         self._post(lambda: self._add(request, mailbox))
         ended = False
         try:
             while (output := await mailbox.get()) is not None:
+                self._unanswered.pop(request.id, None)
                 yield output
             ended = True
         finally:
-            del self._submitted[request.id]
+            self._submitted.discard(request.id)
+            self._unanswered.pop(request.id, None)
             if not ended:
                 self.abort(request.id)
 
@@ -131,7 +136,7 @@ class Engine:
         wait([self._running], timeout_s)
         self._stop = True
         self._wake.set()
-        self._thread.shutdown(wait=True)
+        self._thread.close()
 
     def _admit_or_raise(self, request: DecodeRequest) -> None:
         health = self.health()
@@ -143,12 +148,11 @@ class Engine:
         needed = -(-(len(request.prompt_ids) + request.max_tokens) // pages.page_size)
         if needed > pages.num_pages - 1:
             raise TooLarge(f"the request needs {needed} KV pages, the server has {pages.num_pages - 1}")
-        stats = self._stats
-        queued = len(self._submitted) - stats.requests_running
-        if queued > self._limits.requests:
-            raise Overloaded(f"{queued} requests are waiting")
-        if stats.queued_tokens > self._limits.tokens:
-            raise Overloaded(f"{stats.queued_tokens} prompt tokens are waiting")
+        if len(self._submitted) >= self._limits.requests + self._scheduler.max_seqs:
+            raise Overloaded(f"{len(self._submitted)} requests are running or waiting")
+        queued = sum(self._unanswered.values())
+        if queued and queued + len(request.prompt_ids) > self._limits.tokens:
+            raise Overloaded(f"{queued} prompt tokens are waiting")
 
     def _post(self, message: Callable[[], None]) -> None:
         self._inbox.append(message)
@@ -292,7 +296,7 @@ class Engine:
         self._delta(sequence).finish = finish
         self._release(sequence)
         active = sequence.active
-        if active.followers and sequence.choice == 0:
+        if active.followers and all(s.finish is not None or s in active.followers for s in active.sequences):
             # the leader ended before its prompt was computed: the next choice leads
             self._scheduler.add_leader(active)
         if not active.unfinished:

@@ -90,7 +90,7 @@ class FakeExecutor:
             cached = self.pages.slots(sequence.branch, 0, work.context + work.count).tolist()
             seen = [self.memory[slot] for slot in cached]
             assert seen == sequence.tokens[: len(seen)]
-            if sequence.active.prompt_scores is not None and sequence.choice == 0:
+            if sequence.active.prompt_scores is not None:
                 last = min(work.context + work.count, sequence.prompt_length - 1)
                 scores = [TokenScore(-float(t), 1, ()) for t in sequence.tokens[work.context + 1 : last + 1]]
                 result.prompt_scores.append((sequence, work.context + 1, scores))

@@ -260,3 +260,34 @@ async def test_outputs_may_be_held_back_but_never_the_first_or_the_last() -> Non
         for choice in range(2):
             tokens = [token for output in outputs for token in output.deltas[choice].token_ids]
             assert tokens == continuation(asked, choice)
+
+
+@pytest.mark.parametrize("gone", [[0], [0, 1], [1, 0], [2, 1]])
+async def test_choices_that_end_before_the_prompt_is_computed_do_not_strand_the_others(gone: list[int]) -> None:
+    async with running(max_batch_tokens=4, max_seqs=4) as (engine, _, _):
+        asked = request("a", list(range(60)), 5, n=4, prompt_logprobs=0)
+        stream = engine.stream(asked)
+        task = asyncio.create_task(anext(stream))
+        await asyncio.sleep(0)
+        for choice in gone:
+            engine.abort("a", choice)
+        outputs = [await task, *[output async for output in stream]]
+        tokens: dict[int, list[int]] = {i: [] for i in range(4)}
+        for output in outputs:
+            for choice, delta in output.deltas.items():
+                tokens[choice] += delta.token_ids
+        for choice in set(range(4)) - set(gone):
+            assert tokens[choice] == continuation(asked, choice)
+        scores = [output.prompt_scores for output in outputs if output.prompt_scores][-1]
+        assert None not in scores[1:]
+
+
+async def test_a_burst_of_prompts_is_limited_before_the_engine_has_seen_any() -> None:
+    engine, executor, _ = fake_engine(queue=QueueLimits(1000, 100))
+    try:
+        tasks = [asyncio.create_task(collect(engine, request(f"r{i}", [i] * 30, 3))) for i in range(10)]
+        results = await asyncio.gather(*tasks, return_exceptions=True)
+        assert sum(isinstance(r, Overloaded) for r in results) >= 6
+        await idle(engine, executor)
+    finally:
+        await asyncio.to_thread(engine.close, 5)

@@ -125,9 +125,10 @@ class TorchExecutor:
         start = 0
         for work in works:
             sequence = work.sequence
-            if sequence.active.prompt_scores is not None and sequence.choice == 0:
+            scores = sequence.active.prompt_scores
+            if scores is not None:
                 number = min(work.count, sequence.prompt_length - 1 - work.context)
-                if number > 0:
+                if number > 0 and None in scores[work.context + 1 : work.context + 1 + number]:
                     scored.append((work, work.context, number))
                     rows += range(start, start + number)
             start += work.count

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
-from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
@@ -15,6 +14,7 @@ from engine.runners.torch.executor import TorchExecutor
 from engine.runners.torch.loader import LoadedModel, Sizes, load, sizes
 from engine.scheduler import Scheduler
 from engine.settings import EngineSettings
+from engine.thread import ModelThread
 
 
 class TorchRunner:
@@ -36,9 +36,11 @@ class TorchRunner:
         parallel region keeps its OpenMP workers, and two sets of them on the same cores slow each other down.
         """
         settings.check()
-        thread = ThreadPoolExecutor(1, "engine", initializer=_prepare_thread, initargs=(settings.threads,))
+        thread = ModelThread()
 
         def build() -> tuple[LoadedModel, Sizes, TorchExecutor]:
+            if settings.threads is not None:
+                torch.set_num_threads(settings.threads)
             with torch.inference_mode():
                 loaded = load_model()
                 resolved = sizes(loaded, settings)
@@ -47,7 +49,7 @@ class TorchRunner:
         try:
             loaded, resolved, self.executor = thread.submit(build).result()
         except BaseException:
-            thread.shutdown()
+            thread.close()
             raise
         self.vocab_size = loaded.vocab_size
         self.max_model_len = loaded.max_model_len
@@ -82,7 +84,3 @@ class TorchRunner:
     async def close(self, grace_s: float = 30.0) -> None:
         await asyncio.to_thread(self.engine.close, grace_s)
 
-
-def _prepare_thread(threads: int | None) -> None:
-    if threads is not None:
-        torch.set_num_threads(threads)
