@@ -4,6 +4,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 TEST_STAMP := $(VENV)/.installed-test
+# where the CPU build of torch is when the default index offers only the CUDA one; set it empty to skip the question
+TORCH_INDEX ?= --extra-index-url https://download.pytorch.org/whl/cpu --retries 1
 
 .PHONY: serve test test-fast test-all bench lint clean
 
@@ -24,8 +26,7 @@ bench: $(TEST_STAMP)
 lint: $(TEST_STAMP)
 	$(BIN)/ruff check .
 
-# torch first and by its exact version: that is the CPU build where pip is pointed at one, and no other
-# requirement can then pull in a CUDA build of several GB
+# torch first: with its CPU build in place no other requirement can pull in a CUDA build of several GB
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install -q -c constraints.txt $(TORCH_INDEX) torch

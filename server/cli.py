@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
 from server.config import ConfigError, ServeConfig, load_config
 
@@ -84,18 +85,27 @@ def _run_or_explain(flags: dict[str, Any], file: Path | None) -> None:
         _fail(str(error))
     logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     _quiet_libraries()
+    from server.launch import prepare, run
+
+    with _explained(settings.model):
+        prepared = prepare(settings)
+    raise typer.Exit(run(prepared))
+
+
+@contextmanager
+def _explained(model: str) -> Iterator[None]:
+    """Turns what can go wrong before anything runs into one readable line and exit status 2."""
     from engine.runners.torch.gate import UnsupportedModelError
     from engine.settings import SettingsError
-    from server.launch import run
+    from samplers.contract import SamplerError
+    from server.presets import PresetError
 
     try:
-        raise typer.Exit(run(settings))
-    except (ConfigError, SettingsError, UnsupportedModelError) as error:
+        yield
+    except (ConfigError, PresetError, SamplerError, SettingsError, UnsupportedModelError) as error:
         _fail(str(error))
-    except OSError as error:  # transformers' answer to a model it cannot find
-        _fail(f"cannot load model '{settings.model}': {str(error).splitlines()[0]}")
-    except ValueError as error:  # a folder without a usable configuration, weights or tokenizer
-        _fail(f"cannot serve model '{settings.model}': {str(error).splitlines()[0]}")
+    except (OSError, ValueError) as error:  # transformers' answers to a folder or hub id it cannot use
+        _fail(f"cannot load model '{model}': {str(error).splitlines()[0]}")
 
 
 def _file_from_environment() -> Path | None:
@@ -125,10 +135,8 @@ def generate(
     _quiet_libraries()
     from server.generate_once import generate_once
 
-    try:
+    with _explained(model):
         generate_once(prompt, model, chat, max_tokens, n, seed, temperature, sampler, device, dtype)
-    except (OSError, ValueError) as error:
-        _fail(str(error).splitlines()[0])
 
 
 @app.command()
@@ -138,19 +146,13 @@ def models() -> None:
 
     from models.embedded import EMBEDDED
 
-    table = Table("id", "parameters", "layers", "hidden", "context", "folder", box=None)
     for name, folder in EMBEDDED.items():
         facts = json.loads((folder / "config.json").read_text())
-        size = (folder / "model.safetensors").stat().st_size / 4e6
-        table.add_row(
-            name,
-            f"{size:.1f} M",
-            str(facts["num_hidden_layers"]),
-            str(facts["hidden_size"]),
-            str(facts["max_position_embeddings"]),
-            str(folder),
+        size = (folder / "model.safetensors").stat().st_size / 4e6  # fp32
+        typer.echo(
+            f"{name:<24} {size:4.1f} M parameters, {facts['num_hidden_layers']} layers of {facts['hidden_size']}, "
+            f"context {facts['max_position_embeddings']}\n{'':<24} {folder}"
         )
-    Console().print(table)
 
 
 @bench.command("serve")

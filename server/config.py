@@ -66,8 +66,11 @@ class ServeConfig(BaseModel):
     @field_validator("api_key", "cors_origins", mode="before")
     @classmethod
     def _one_or_many(cls, value: Any) -> Any:
-        """The environment and a YAML scalar give one string; commas separate several."""
-        return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+        """Commas separate several, wherever the text comes from."""
+        texts = [value] if isinstance(value, str) else value
+        if not isinstance(texts, (list, tuple)) or not all(isinstance(text, str) for text in texts):
+            return value
+        return [part.strip() for text in texts for part in text.split(",") if part.strip()]
 
 
 def load_config(flags: Mapping[str, Any], environment: Mapping[str, str], file: Path | None = None) -> ServeConfig:
@@ -76,6 +79,8 @@ def load_config(flags: Mapping[str, Any], environment: Mapping[str, str], file: 
     source: dict[str, str] = {}
     for name, value in _read_file(file).items():
         merged[name], source[name] = value, f"in {file}"
+    if environment.get(PREFIX + "PRESETS"):
+        raise ConfigError(f"presets belong into the configuration file, not into {PREFIX}PRESETS")
     for name in ServeConfig.model_fields:
         key = PREFIX + name.upper()
         if name != "presets" and environment.get(key):
@@ -91,7 +96,8 @@ def load_config(flags: Mapping[str, Any], environment: Mapping[str, str], file: 
         if first["type"] == "extra_forbidden":
             known = ", ".join(sorted(ServeConfig.model_fields))
             raise ConfigError(f"unknown setting '{name}' {source.get(name, '')}; known: {known}") from None
-        raise ConfigError(f"setting '{name}' {source.get(name, '')}: {first['msg']}") from None
+        message = first["msg"].removeprefix("Value error, ")
+        raise ConfigError(f"setting '{name}' {source.get(name, '')}: {message}") from None
 
 
 def _read_file(file: Path | None) -> dict[str, Any]:

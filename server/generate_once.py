@@ -12,7 +12,7 @@ from rich.console import Console
 
 from engine.request import DecodeRequest, FinishReason
 from samplers.chain import resolve
-from server.config import load_config
+from server.config import ConfigError, load_config
 from server.launch import serve_model
 
 
@@ -30,20 +30,22 @@ def generate_once(
 ) -> None:
     """Print `n` choices; the first streams. Raises OSError or ValueError for what cannot be loaded or done."""
     notes = Console(stderr=True)
+    fields: dict[str, Any] = {"temperature": temperature, "sampler": _sampler(sampler)}
     with notes.status(f"loading {model}"):
         served = serve_model(model, load_config({"model": model, "device": device, "dtype": dtype}, {}))
     codec, runner = served.tokenizer, served.runner
     if chat:
-        ids = codec.fast.encode(codec.render_chat([{"role": "user", "content": prompt}]), add_special_tokens=False).ids
+        messages = [{"role": "user", "content": prompt}]
+        rendered = codec.render_chat(messages, add_generation_prompt=True, continue_final_message=False, options={})
+        ids = codec.fast.encode(rendered, add_special_tokens=False).ids
     else:
         ids = codec.encode_plain(prompt)
     if not ids:
-        raise ValueError("the prompt is empty")
+        raise ConfigError("the prompt is empty")
     room = runner.max_model_len - len(ids)
     if room < 1:
-        raise ValueError(f"the prompt has {len(ids)} tokens, the model's context is {runner.max_model_len}")
+        raise ConfigError(f"the prompt has {len(ids)} tokens, the model's context is {runner.max_model_len}")
     used_seed = secrets.randbits(63) if seed is None else seed
-    fields: dict[str, Any] = {"temperature": temperature, "sampler": _sampler(sampler)}
     request = DecodeRequest(
         id="generate",
         prompt_ids=tuple(ids),
@@ -60,7 +62,12 @@ def generate_once(
 def _sampler(text: str | None) -> Any:
     if text is None:
         return None
-    return json.loads(text) if text.lstrip().startswith(("{", "[")) else text
+    if not text.lstrip().startswith(("{", "[")):
+        return text
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ConfigError(f"--sampler is not valid JSON: {error}") from None
 
 
 async def _print_choices(served: Any, request: DecodeRequest) -> None:

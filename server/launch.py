@@ -13,15 +13,17 @@ import socket
 import sys
 import threading
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any
 
 import uvicorn
+from fastapi import FastAPI
 
 from engine.runners.torch.runner import TorchRunner
 from engine.settings import EngineSettings
-from models.embedded import locate
+from models.embedded import EMBEDDED, locate
 from server.app import create_app
 from server.config import ConfigError, ServeConfig
 from server.state import Limits, ServedModel, ServerState
@@ -38,11 +40,14 @@ def engine_settings(config: ServeConfig) -> EngineSettings:
 
 
 def serve_model(name: str, config: ServeConfig, served_id: str | None = None, on_fatal: Any = None) -> ServedModel:
-    """Load one model. Raises UnsupportedModelError, SettingsError or OSError."""
+    """Load one model. Raises ConfigError, UnsupportedModelError, SettingsError or OSError."""
     began = time.monotonic()
     folder = locate(name)
-    runner = TorchRunner.from_pretrained(folder, engine_settings(config), on_fatal)
+    if not Path(folder).is_dir() and ("/" not in name or name.startswith((".", "/", "~"))):
+        known = ", ".join(EMBEDDED)
+        raise ConfigError(f"there is no model '{name}'; say an embedded one ({known}), a folder or a hub id owner/name")
     codec = TextCodec.load(folder)
+    runner = TorchRunner.from_pretrained(folder, engine_settings(config), on_fatal)
     model = ServedModel(
         id=served_id or (Path(name).name if Path(name).is_dir() else name),
         runner=runner,
@@ -70,6 +75,8 @@ def build_state(config: ServeConfig, on_fatal: Any = None) -> ServerState:
     """Load every model the configuration names. Raises as `serve_model`, and ConfigError."""
     served = [serve_model(config.model, config, config.served_name, on_fatal)]
     if config.draft_model is not None:
+        if config.draft_model in (config.model, config.served_name):
+            raise ConfigError(f"setting 'draft_model': {config.draft_model} is the served model itself")
         draft = serve_model(config.draft_model, config, None, on_fatal)
         if draft.tokenizer.fast.get_vocab() != served[0].tokenizer.fast.get_vocab():
             raise ConfigError(f"setting 'draft_model': {config.draft_model} and {config.model} differ in vocabulary")
@@ -105,36 +112,52 @@ class _Server(uvicorn.Server):
         self.should_exit = True
 
 
-def run(config: ServeConfig) -> int:
-    """Serve until told to stop; the exit status."""
-    failed: list[BaseException] = []
+@dataclass(frozen=True)
+class Prepared:
+    """Everything that can go wrong before the first request has gone right."""
+
+    config: ServeConfig
+    listener: socket.socket
+    state: ServerState
+    app: FastAPI
+    failures: list[BaseException]  # filled when the engine dies
+
+
+def prepare(config: ServeConfig) -> Prepared:
+    """Bind, load, build. Raises ConfigError, PresetError, SettingsError, UnsupportedModelError or OSError."""
+    failures: list[BaseException] = []
 
     def on_fatal(error: BaseException) -> None:
-        failed.append(error)
+        failures.append(error)
         os.kill(os.getpid(), signal.SIGTERM)
 
     listener = _listen(config)
     state = build_state(config, on_fatal)
-    app = create_app(state)
+    return Prepared(config, listener, state, create_app(state), failures)
+
+
+def run(prepared: Prepared) -> int:
+    """Serve until told to stop; the exit status."""
+    state = prepared.state
     settings = uvicorn.Config(
-        app,
+        prepared.app,
         log_level="warning",
         access_log=False,
         timeout_keep_alive=75,
         timeout_graceful_shutdown=5,
         loop="uvloop" if sys.platform != "win32" else "asyncio",
     )
-    host, port = listener.getsockname()[:2]
+    host, port = prepared.listener.getsockname()[:2]
     log.info("serving %s on http://%s:%d", ", ".join(model.id for model in state.models), host, port)
-    server = _Server(settings, state, config.grace_s)
+    server = _Server(settings, state, prepared.config.grace_s)
 
     async def main() -> None:
-        await server.serve(sockets=[listener])
+        await server.serve(sockets=[prepared.listener])
         for model in state.models:
             await model.runner.close(grace_s=0.5)
 
     asyncio.run(main())
-    return FATAL_EXIT if failed else 0
+    return FATAL_EXIT if prepared.failures else 0
 
 
 def _listen(config: ServeConfig) -> socket.socket:
