@@ -41,14 +41,15 @@ async def _first(work: asyncio.Future[Any], watch: asyncio.Future[None]) -> None
 
 
 class EventStream(Response):
-    """A server-sent event stream; closes its generator as soon as the client is gone."""
+    """A server-sent event stream; ends the work behind it as soon as the client is gone."""
 
     media_type = "text/event-stream"
 
-    def __init__(self, body: AsyncGenerator[bytes]) -> None:
+    def __init__(self, events: AsyncGenerator[bytes], work: AsyncGenerator[Any]) -> None:
         super().__init__(headers={"cache-control": "no-cache", "x-accel-buffering": "no"})
         del self.headers["content-length"]
-        self._events = body
+        self._events = events
+        self._work = work  # what `events` reads; closed here too, because `events` may never have been started
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         sender = asyncio.ensure_future(self._send(send))
@@ -56,6 +57,7 @@ class EventStream(Response):
             await _first(sender, asyncio.ensure_future(_gone(receive)))
         finally:
             await self._events.aclose()
+            await self._work.aclose()
         if sender.cancelled():
             raise ClientGone
         if isinstance(error := sender.exception(), OSError):

@@ -42,4 +42,4 @@ async def respond(request: Request, answer: Answer) -> Response:
         return await anext(steps)
 
     first = await while_connected(request.receive, begin())
-    return EventStream(event_bytes(answer, first, steps))
+    return EventStream(event_bytes(answer, first, steps), steps)
