@@ -10,7 +10,7 @@ from torch import Tensor
 from samplers.contract import Rows
 from samplers.quantise import pick, quantise
 from samplers.registry import DRAWS
-from samplers.rng import Noise, Purpose
+from samplers.rng import Noise
 
 
 @DRAWS.register
@@ -22,4 +22,4 @@ class Iid:
 
     def pick(self, logits: Tensor, params: Mapping[str, Tensor], rows: Rows, noise: Noise) -> Tensor:
         weights = quantise(logits.cpu().numpy())
-        return torch.from_numpy(pick(weights, noise.bits(Purpose.DRAW))).to(logits.device)
+        return torch.from_numpy(pick(weights, noise.draw_bits())).to(logits.device)

@@ -104,9 +104,18 @@ class Noise:
     """Random numbers for the rows of one call."""
 
     def __init__(
-        self, keys: npt.NDArray[np.int64], choices: npt.NDArray[np.int64], positions: npt.NDArray[np.int64]
+        self,
+        keys: npt.NDArray[np.int64],
+        choices: npt.NDArray[np.int64],
+        positions: npt.NDArray[np.int64],
+        draw: npt.NDArray[np.int64] | None = None,
     ) -> None:
         self.keys, self.choices, self.positions = keys, choices, positions  # each [R]
+        self._draw = draw  # [R] bits of the plain draw where they are known already
+
+    def draw_bits(self) -> npt.NDArray[np.int64]:
+        """[R] integers in [0, 2^52) of the plain draw."""
+        return self.bits(Purpose.DRAW) if self._draw is None else self._draw
 
     def __getitem__(self, rows: npt.NDArray[np.int64]) -> Noise:
         return Noise(self.keys[rows], self.choices[rows], self.positions[rows])
@@ -126,3 +135,38 @@ class Noise:
         words = philox(self.keys[:, None], self.choices[:, None], self.positions[:, None], lanes, purpose)
         pairs = np.stack([k52(words[0], words[1]), k52(words[2], words[3])], -1)
         return uniform(pairs.reshape(len(self.keys), -1)[:, :vocab])
+
+
+class DrawBits:
+    """The plain draw's bits of every slot, made for many positions at once: one vectorised call per `AHEAD` tokens
+    costs as much as one for a single token."""
+
+    AHEAD = 64  # positions, a power of two
+
+    def __init__(self, slots: int) -> None:
+        self._bits = np.zeros((slots, self.AHEAD), np.int64)
+        self._block = np.full(slots, -1, np.int64)  # which positions the row holds: position // AHEAD; -1: none
+
+    def forget(self, slot: int) -> None:
+        """The slot has a new stream."""
+        self._block[slot] = -1
+
+    def __call__(
+        self,
+        slots: npt.NDArray[np.int64],
+        keys: npt.NDArray[np.int64],
+        choices: npt.NDArray[np.int64],
+        positions: npt.NDArray[np.int64],
+    ) -> npt.NDArray[np.int64]:
+        """[R] integers in [0, 2^52), equal to `Noise.bits(DRAW)`; keys and choices are those of the slots."""
+        blocks = positions // self.AHEAD
+        stale = self._block[slots] != blocks
+        if stale.any():
+            mine = slots[stale]
+            ahead = blocks[stale, None] * self.AHEAD + np.arange(self.AHEAD)
+            words = philox(keys[stale, None], choices[stale, None], ahead, 0, Purpose.DRAW)
+            self._bits[mine] = k52(words[0], words[1])
+            self._block[mine] = blocks[stale]
+            if (self._block[slots] != blocks).any():  # one slot at positions of two blocks: rows of a draft tree
+                return Noise(keys, choices, positions).bits(Purpose.DRAW)
+        return self._bits[slots, positions % self.AHEAD]

@@ -18,7 +18,7 @@ from torch import Tensor
 from samplers.chain import Chain, Item
 from samplers.contract import Admission, Draw, Param, Rows, Shape, Stage, State
 from samplers.registry import DRAWS, STAGES
-from samplers.rng import Noise
+from samplers.rng import DrawBits, Noise
 
 log = logging.getLogger(__name__)
 Slots = npt.NDArray[np.int64]
@@ -86,6 +86,7 @@ class SamplerStack:
         self._order_of = np.zeros(slots, np.int64)  # FIXED or index into _orders
         self._keys = np.zeros(slots, np.int64)
         self._choices = np.zeros(slots, np.int64)
+        self._draw_bits = DrawBits(slots)
 
     def admit(
         self,
@@ -116,6 +117,7 @@ class SamplerStack:
             self._draw_parameters[names.index(chain.draw.name)].write(slot, chain.draw.values)
         self._order_of[slot] = self._order(chain)
         self._keys[slot], self._choices[slot] = seed, choice
+        self._draw_bits.forget(slot)
 
     def fork(self, parent: int, child: int, *, seed: int | None = None, choice: int | None = None) -> None:
         """Copy a slot's parameters and states; a new stream where given."""
@@ -130,6 +132,7 @@ class SamplerStack:
             self._draw_parameters[self._draw_of[child] - 1].copy(parent, child)
         self._keys[child] = self._keys[parent] if seed is None else seed
         self._choices[child] = self._choices[parent] if choice is None else choice
+        self._draw_bits.forget(child)
 
     def free(self, slot: int) -> None:
         for scheduled in self._stages.values():
@@ -209,7 +212,8 @@ class SamplerStack:
         mine, where = (slots, positions) if whole else (slots[members], positions[members])
         device = processed.device
         rows = Rows(torch.from_numpy(mine).to(device), torch.from_numpy(where).to(device))
-        noise = Noise(self._keys[mine], self._choices[mine], where)
+        keys, choices = self._keys[mine], self._choices[mine]
+        noise = Noise(keys, choices, where, self._draw_bits(mine, keys, choices, where))
         source = processed if whole else processed[torch.from_numpy(members).to(device)]
         parameters = self._draw_parameters[index]
         picked = self._guard(

@@ -1,0 +1,75 @@
+"""Integer weights and the laws of the draws."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from samplers.contract import Rows
+from samplers.quantise import BITS, pick, quantise
+from samplers.registry import DRAWS
+from samplers.rng import Noise
+
+rows_of_logits = st.integers(2, 300).flatmap(
+    lambda size: st.lists(
+        st.one_of(st.floats(-30, 30, width=32), st.just(float("-inf"))), min_size=size, max_size=size
+    ).filter(lambda row: max(row) > -1e9)
+)
+
+
+@settings(max_examples=150, deadline=None)
+@given(rows_of_logits)
+def test_weights_sum_to_two_to_the_52_and_follow_the_softmax(row: list[float]) -> None:
+    logits = np.array([row], np.float32)
+    weights = quantise(logits)[0]
+    assert weights.sum() == 2**BITS and weights.min() >= 0
+    assert not weights[np.isneginf(logits[0])].any()
+    exact = np.exp(logits[0].astype(np.float64) - logits.max())
+    exact /= exact.sum()
+    assert np.abs(weights / 2.0**BITS - exact).max() <= (len(row) + 1) * 2.0**-BITS + 1e-15
+
+
+def test_every_token_gets_exactly_its_share_of_the_bits() -> None:
+    weights = quantise(np.log(np.array([[0.5, 0.25, 0.125, 0.125]])))
+    assert weights[0].tolist() == [2**51, 2**50, 2**49, 2**49]
+    edges = weights[0].cumsum()
+    for token, edge in enumerate(edges):
+        first, last = edge - weights[0][token], edge - 1
+        bits = np.array([first, last])
+        assert pick(np.repeat(weights, 2, 0), bits).tolist() == [token, token]
+
+
+def test_a_token_without_weight_is_never_drawn_not_even_by_zero_bits() -> None:
+    weights = quantise(np.array([[-np.inf, 0.0, -np.inf]]))
+    assert pick(weights, np.array([0])).tolist() == [1]
+    assert pick(weights, np.array([2**BITS - 1])).tolist() == [1]
+
+
+@pytest.mark.parametrize("name", ["iid", "gumbel"])
+def test_the_law_of_a_draw(name: str) -> None:
+    count, vocab = 60_000, 9
+    row = torch.randn(vocab, generator=torch.Generator().manual_seed(3)) * 1.5
+    row[4] = -torch.inf
+    seeds, zeros = np.arange(count), np.zeros(count, np.int64)
+    rows = Rows(torch.zeros(count, dtype=torch.int64), torch.zeros(count, dtype=torch.int64))
+    tokens = DRAWS.get(name).pick(row.expand(count, vocab), {}, rows, Noise(seeds, zeros, zeros))
+    seen = Counter(tokens.tolist())
+    assert seen[4] == 0
+    kept = [i for i in range(vocab) if i != 4]
+    expected = row.double().softmax(0)[kept].numpy() * count
+    assert stats.chisquare([seen[i] for i in kept], expected * (count / expected.sum())).pvalue > 1e-6
+
+
+def test_a_certain_row_returns_its_token_whatever_the_bits() -> None:
+    logits = torch.full((500, 6), -torch.inf)
+    logits[:, 2] = 0.3
+    zeros = np.zeros(500, np.int64)
+    rows = Rows(torch.from_numpy(zeros), torch.arange(500))
+    for name in ("iid", "gumbel"):
+        assert DRAWS.get(name).pick(logits, {}, rows, Noise(zeros, zeros, np.arange(500))).eq(2).all()

@@ -1,0 +1,193 @@
+"""Chains of many requests at once: each row gets what it would get alone, and failures stay in their rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from samplers.chain import Chain, Item, resolve
+from samplers.contract import Param
+from samplers.registry import STAGES
+from samplers.stack import Sampled, SamplerStack
+from samplers.stage import BaseStage
+
+VOCABULARY = 50
+REQUESTS: list[dict[str, Any]] = [
+    {},
+    {"temperature": 0},
+    {"temperature": 0.6, "top_p": 0.8},
+    {"top_k": 3, "min_p": 0.1},
+    {"sampler": ["min_p", "top_k"], "sampler_order": "given", "temperature": 1.4},
+    {"repetition_penalty": 1.5, "frequency_penalty": 0.7, "presence_penalty": -0.4},
+    {"temperature": 0, "repetition_penalty": 1.5, "top_k": 1},
+    {"logit_bias": {"3": 5, "7": -100}, "draw": "gumbel"},
+    {"allowed_token_ids": [4, 9, 11]},
+    {"bad_words_ids": [[5], [1, 2]]},
+    {"temperature": 2.0, "top_k": 10, "temperature_last": True},
+]
+
+
+def logits(rows: int, seed: int = 0) -> torch.Tensor:
+    return torch.randn(rows, VOCABULARY, generator=torch.Generator().manual_seed(seed)) * 2
+
+
+def admit(stack: SamplerStack, slot: int, fields: dict[str, Any], **changes: Any) -> None:
+    options = {"seed": slot, "choice": 0, "prompt_ids": [1, 2, 3, 1]} | changes
+    stack.admit(slot, resolve(fields, VOCABULARY), **options)
+
+
+def sample(stack: SamplerStack, rows: torch.Tensor, slots: list[int], position: int = 0) -> Sampled:
+    return stack.sample(rows, np.array(slots), np.full(len(slots), position))
+
+
+def test_a_mixed_batch_equals_every_request_alone() -> None:
+    count = len(REQUESTS)
+    history: list[list[int]] = [[] for _ in REQUESTS]
+    together = SamplerStack(count, VOCABULARY, torch.device("cpu"))
+    for slot, fields in enumerate(REQUESTS):
+        admit(together, slot, fields)
+    for step in range(6):
+        rows = logits(count, step)
+        result = sample(together, rows, list(range(count)), step)
+        assert not result.failures
+        for slot, fields in enumerate(REQUESTS):
+            alone = SamplerStack(count, VOCABULARY, torch.device("cpu"))
+            admit(alone, slot, fields, output_ids=history[slot])
+            single = sample(alone, rows[slot : slot + 1], [slot], step)
+            assert torch.equal(single.processed[0], result.processed[slot]), fields
+            assert single.tokens[0] == result.tokens[slot], fields
+        for slot, token in enumerate(result.tokens.tolist()):
+            history[slot].append(token)
+        together.accept(np.arange(count), result.tokens)
+
+
+def test_row_order_does_not_matter_and_neutral_rows_are_untouched() -> None:
+    count = len(REQUESTS)
+    stack = SamplerStack(count, VOCABULARY, torch.device("cpu"))
+    for slot, fields in enumerate(REQUESTS):
+        admit(stack, slot, fields)
+    rows, order = logits(count), np.random.default_rng(0).permutation(count)
+    before = rows.clone()
+    straight = sample(stack, rows, list(range(count)))
+    shuffled = sample(stack, rows[order], order.tolist())
+    assert torch.equal(straight.tokens[order], shuffled.tokens)
+    assert torch.equal(rows, before)  # raw rows belong to the caller
+    for neutral in (0, 1):
+        assert torch.equal(straight.processed[neutral], rows[neutral])
+
+
+def test_masks_win_over_bias_and_stay_minus_infinity() -> None:
+    stack = SamplerStack(1, VOCABULARY, torch.device("cpu"))
+    fields = {"allowed_token_ids": [4, 5], "logit_bias": {"9": 100}, "presence_penalty": -2, "temperature": 0.5}
+    admit(stack, 0, fields)
+    processed = sample(stack, logits(1), [0]).processed[0]
+    assert set(torch.nonzero(processed > -torch.inf).flatten().tolist()) == {4, 5}
+
+
+def test_min_tokens_masks_endings_until_it_is_reached() -> None:
+    stack = SamplerStack(1, VOCABULARY, torch.device("cpu"))
+    admit(stack, 0, {"temperature": 0}, ending_ids=frozenset({7, 8}), min_tokens=3)
+    rows = logits(1)
+    rows[0, 7] = 50.0
+    for position in range(3):
+        assert sample(stack, rows, [0], position).tokens[0] not in (7, 8)
+    assert sample(stack, rows, [0], 3).tokens[0] == 7
+
+
+def test_counts_follow_accept_restore_and_fork() -> None:
+    stack = SamplerStack(3, VOCABULARY, torch.device("cpu"))
+    fields = {"frequency_penalty": 1.0, "temperature": 1.0}
+    admit(stack, 0, fields)
+
+    def penalty(slot: int) -> list[float]:
+        rows = torch.zeros(1, VOCABULARY)
+        return (-stack.shape(rows, np.array([slot]), np.array([0]))[0][0]).tolist()
+
+    def count(tokens: list[int]) -> list[float]:
+        return [float(tokens.count(token)) for token in range(VOCABULARY)]
+
+    for token in (5, 6, 5):
+        stack.accept(np.array([0]), torch.tensor([token]))
+    saved = stack.snapshot(0)
+    stack.accept(np.array([0]), torch.tensor([9]))
+    assert penalty(0) == count([5, 6, 5, 9])
+    stack.restore(0, saved)
+    assert penalty(0) == count([5, 6, 5])
+    stack.fork(0, 2)
+    stack.accept(np.array([2]), torch.tensor([8]))
+    assert penalty(2) == count([5, 6, 5, 8]) and penalty(0) == count([5, 6, 5])
+    stack.free(0)
+    admit(stack, 0, fields)
+    assert penalty(0) == count([])
+
+
+def test_seed_choice_and_position_decide_the_draw_and_nothing_else() -> None:
+    rows = torch.zeros(1, VOCABULARY)
+
+    def draw(slot: int, seed: int, choice: int, position: int) -> int:
+        stack = SamplerStack(8, VOCABULARY, torch.device("cpu"))
+        admit(stack, slot, {}, seed=seed, choice=choice)
+        return int(sample(stack, rows, [slot], position).tokens[0])
+
+    assert {draw(slot, 3, 1, 5) for slot in range(8)} == {draw(0, 3, 1, 5)}
+    for other in range(3):
+        values = [draw(0, *(3 + i if k == other else 3 for k in range(3))) for i in range(12)]
+        assert len(set(values)) > 4
+
+
+def test_ties_of_a_greedy_row_go_to_the_lowest_id() -> None:
+    stack = SamplerStack(1, VOCABULARY, torch.device("cpu"))
+    admit(stack, 0, {"temperature": 0})
+    rows = torch.zeros(1, VOCABULARY)
+    rows[0, [17, 9, 33]] = 1.0
+    assert sample(stack, rows, [0]).tokens.tolist() == [9]
+
+
+@pytest.fixture
+def broken_stage() -> Iterator[str]:
+    class Broken(BaseStage):
+        name, order, params = "broken", 12.7, (Param("broken", float, 0.0),)
+
+        def shape(self, *_: Any) -> torch.Tensor:
+            raise RuntimeError("injected")
+
+    STAGES.register(Broken)
+    yield "broken"
+    del STAGES._items["broken"]
+
+
+def test_failures_stay_in_their_rows(broken_stage: str) -> None:
+    stack = SamplerStack(5, VOCABULARY, torch.device("cpu"))
+    for slot in (0, 1, 3):
+        admit(stack, slot, {})
+    broken = Chain((Item(broken_stage, {"broken": 1.0}),), Item("iid", {}), greedy=False)
+    stack.admit(2, broken, seed=2, choice=0, prompt_ids=[1])
+    admit(stack, 4, {"allowed_token_ids": [6]})
+    rows = logits(5)
+    rows[1, 4] = torch.nan
+    rows[4, 6] = -torch.inf
+    result = sample(stack, rows, list(range(5)))
+    assert {row: code for row, (code, _) in result.failures.items()} == {
+        1: "internal_error",
+        2: "internal_error",
+        4: "constraint_unsatisfiable",
+    }
+    for row in (0, 3):
+        assert result.tokens[row] == sample(stack, rows[row : row + 1], [row]).tokens[0]
+
+
+def test_a_reused_slot_knows_nothing_of_its_last_owner() -> None:
+    used, fresh = (SamplerStack(1, VOCABULARY, torch.device("cpu")) for _ in range(2))
+    for fields in REQUESTS:
+        admit(used, 0, fields)
+        used.accept(np.array([0]), torch.tensor([3]))
+        used.free(0)
+    admit(used, 0, {"temperature": 0.9})
+    admit(fresh, 0, {"temperature": 0.9})
+    rows = logits(1)
+    assert torch.equal(sample(used, rows, [0]).processed, sample(fresh, rows, [0]).processed)
+    assert sample(used, rows, [0]).tokens == sample(fresh, rows, [0]).tokens
