@@ -220,8 +220,10 @@ class Engine:
         pages = self._scheduler.pages
         for work in works:
             sequence = work.sequence
+            whole = sequence.computed // pages.page_size
             sequence.computed += work.count
-            pages.register(sequence.branch, sequence.tokens[: sequence.computed])
+            if sequence.computed // pages.page_size > whole:
+                pages.register(sequence.branch, sequence.tokens[: sequence.computed])
             self._scheduler.fork_followers(work)
         for sequence, first, scores in result.prompt_scores:
             sequence.active.prompt_scores[first : first + len(scores)] = scores

@@ -16,6 +16,8 @@ from torch import Tensor
 
 from samplers.rng import Noise
 
+_LARGEST = 1e300  # larger numbers, infinity included, fit no parameter
+
 
 class SamplerError(ValueError):
     """A request names a sampler or a value that does not exist; `param` is the dotted path of the field."""
@@ -51,8 +53,8 @@ class Param:
             return value
         if isinstance(value, bool) or not isinstance(value, (int, float)):
             raise SamplerError(f"'{path}' must be {'an integer' if self.kind is int else 'a number'}", path)
-        if not math.isfinite(value):
-            raise SamplerError(f"'{path}' must be finite", path)
+        if abs(value) > _LARGEST or value != value:
+            raise SamplerError(f"'{path}' must be finite and of sensible size", path)
         if self.kind is int and value != int(value):
             raise SamplerError(f"'{path}' must be an integer", path)
         if value in self.also:

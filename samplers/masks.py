@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -151,9 +150,9 @@ class LogitBias(BaseStage):
         for key, bias in value.items():
             where = f"{path}.{key}"
             text = str(key)
-            if not text.isascii() or not text.isdigit() or int(text) >= vocab:
+            if not text.isascii() or not text.isdigit() or len(text) > 12 or int(text) >= vocab:
                 raise SamplerError(f"'{where}': keys must be token ids in [0, {vocab})", where)
-            if isinstance(bias, bool) or not isinstance(bias, (int, float)) or not math.isfinite(bias):
+            if isinstance(bias, bool) or not isinstance(bias, (int, float)) or bias != bias:
                 raise SamplerError(f"'{where}' must be a number", where)
             if not -100 <= bias <= 100:
                 raise SamplerError(f"'{where}' must be in [-100, 100], got {bias}", where)

@@ -1,0 +1,1 @@
+"""Repeated sampling that returns one answer: extraction, equivalence, rules, budgets. Sits above the engine."""
