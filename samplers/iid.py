@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from samplers.contract import Rows
-from samplers.quantise import pick, quantise
+from samplers.quantise import draw
 from samplers.registry import DRAWS
 from samplers.rng import Noise
 
@@ -21,5 +21,4 @@ class Iid:
     params = ()
 
     def pick(self, logits: Tensor, params: Mapping[str, Tensor], rows: Rows, noise: Noise) -> Tensor:
-        weights = quantise(logits.cpu().numpy())
-        return torch.from_numpy(pick(weights, noise.draw_bits())).to(logits.device)
+        return draw(logits, torch.from_numpy(noise.draw_bits()).to(logits.device))

@@ -7,6 +7,10 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from samplers.argmax import lowest_argmax
 
 BITS = 52
 
@@ -30,3 +34,16 @@ def quantise(logits: npt.NDArray[np.floating]) -> npt.NDArray[np.int64]:
 def pick(weights: npt.NDArray[np.int64], bits: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     """The smallest token whose cumulative weight exceeds the random bits. weights: [R, V]; bits: [R] -> [R]."""
     return (weights.cumsum(1) > bits[:, None]).argmax(1)
+
+
+def draw(logits: Tensor, bits: Tensor) -> Tensor:
+    """`pick` of `quantise`, on the tensor's device and several times faster.
+
+    logits: [R, V] fp32 with a finite entry per row; bits: [R] int64 in [0, 2^52) -> [R] int64.
+    """
+    peak = lowest_argmax(logits).unsqueeze(1)
+    mass = logits.double().sub_(logits.gather(1, peak)).exp_()
+    mass.mul_(2.0**BITS / mass.sum(1, keepdim=True))
+    weights = mass.long()
+    weights.scatter_add_(1, peak, 2**BITS - weights.sum(1, keepdim=True))
+    return torch.searchsorted(weights.cumsum(1), bits.unsqueeze(1), right=True).squeeze(1)

@@ -15,6 +15,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from samplers.argmax import lowest_argmax
 from samplers.chain import Chain, Item
 from samplers.contract import Admission, Draw, Param, Rows, Shape, Stage, State
 from samplers.registry import DRAWS, STAGES
@@ -180,9 +181,7 @@ class SamplerStack:
     def sample(self, logits: Tensor, slots: Slots, positions: Slots) -> Sampled:
         """Shape and draw. logits: [R, V] fp32; slots, positions: [R] int64."""
         processed, failures = self.shape(logits, slots, positions)
-        best = processed.argmax(1) if processed.device.type == "cuda" else torch.from_numpy(processed.numpy().argmax(1))
-        if processed.device.type == "cuda":  # its argmax leaves open which of equal entries it names
-            best = (processed == processed.amax(1, keepdim=True)).int().argmax(1)
+        best = lowest_argmax(processed)
         peaks = processed.gather(1, best.unsqueeze(1)).squeeze(1)
         if not bool(torch.isfinite(peaks).all()):
             for row in torch.nonzero(~torch.isfinite(peaks)).flatten().tolist():
