@@ -12,10 +12,15 @@ import numpy as np
 # A contiguous pool hands out extents, so that attention on the CPU reads few long runs of slots:
 #
 #   | used | free free free free | used |        lo = first page of the extent, size = its length
-#            lo  ^ start                         a new run of n pages starts (size - n) // 2 pages in
+#            lo  ^ start                         a new run of n pages starts about (size - n) // 2 pages in
 #
+# Of the places near the middle the roundest number is taken: sequences then start at regular distances, and one
+# strided view holds the keys of many of them (runners/torch/lanes.py).
 # The gap on the left is where the neighbour's sequence goes on growing, the one on the right is for the new run.
 # Starting at `lo` would put every new run in the way of its neighbour: two growing sequences would interleave.
+
+
+ROOMY = 16  # slack, in lengths of the new run, from which it may start beside the exact middle
 
 
 class FreePages:
@@ -71,7 +76,18 @@ class FreePages:
             largest = int(sizes.argmax())
             lo, size = int(lows[largest]), int(sizes[largest])
             length = min(size, n - len(pages))
-            start = lo if lo == 1 else lo + (size - length) // 2  # page 0 never grows: no gap behind it
+            start = _near_middle(lo, size - length, length)
             pages.extend(range(start, start + length))
             sizes[largest] = 0  # used up: either it was too short, or nothing is missing any more
         return pages
+
+
+def _near_middle(low: int, slack: int, length: int) -> int:
+    """The start of a run that leaves about half of the slack on either side; a round number where there is room."""
+    if slack < max(64, ROOMY * length):
+        return low if low == 1 else low + slack // 2  # page 0 never grows: no gap behind it
+    least, most = low + 3 * slack // 8, low + 5 * slack // 8
+    step = 1 << most.bit_length()
+    while (multiple := -(-least // step) * step) > most:
+        step >>= 1
+    return multiple
