@@ -14,8 +14,8 @@ import numpy as np
 #   | used | free free free free | used |        lo = first page of the extent, size = its length
 #            lo  ^ start                         a new run of n pages starts about (size - n) // 2 pages in
 #
-# Of the places near the middle the roundest number is taken: sequences then start at regular distances, and one
-# strided view holds the keys of many of them (runners/torch/lanes.py).
+# Of the places near the middle the one on the coarsest grid from page 1 is taken: sequences then start at regular
+# distances, and one strided view holds the keys of many of them (runners/torch/lanes.py).
 # The gap on the left is where the neighbour's sequence goes on growing, the one on the right is for the new run.
 # Starting at `lo` would put every new run in the way of its neighbour: two growing sequences would interleave.
 
@@ -83,11 +83,13 @@ class FreePages:
 
 
 def _near_middle(low: int, slack: int, length: int) -> int:
-    """The start of a run that leaves about half of the slack on either side; a round number where there is room."""
+    """The start of a run that leaves about half of the slack on either side, on a coarse grid where there is room."""
+    if low == 1:
+        return low  # page 0 never grows: no gap behind it
     if slack < max(64, ROOMY * length):
-        return low if low == 1 else low + slack // 2  # page 0 never grows: no gap behind it
-    least, most = low + 3 * slack // 8, low + 5 * slack // 8
+        return low + slack // 2
+    least, most = low + slack // 4, low + 3 * slack // 4
     step = 1 << most.bit_length()
-    while (multiple := -(-least // step) * step) > most:
+    while (place := 1 - (1 - least) // step * step) > most:  # the first of 1, 1 + step, 1 + 2 step, ... from `least` on
         step >>= 1
-    return multiple
+    return place
