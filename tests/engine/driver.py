@@ -43,8 +43,9 @@ class Driver:
         self.pool = KvPool(self.loaded.layers, num_pages, PAGE, self.loaded.dtype, self.loaded.device)
         backend = {"plain": PlainAttention, "gather": GatherAttention}.get(attention, CpuAttention)(self.pool)
         self.forward = Forward(self.loaded.model, backend)
-        if attention in ("replay", "script") and self.forward.use_replay(self.loaded.layers):
-            self.forward.program.script_after = 0 if attention == "script" else 10**9
+        replayed = attention in ("replay", "script") and self.forward.use_replay(self.loaded.layers)
+        if replayed and attention == "replay":
+            self.forward.program.script = None
         self.lines: list[Line] = []
 
     def line(self, tokens: list[int]) -> Line:

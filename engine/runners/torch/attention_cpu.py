@@ -18,7 +18,7 @@ from torch import Tensor
 
 from engine.runners.torch.kernels import HIDDEN, apply_sinks, causal_cpu, merge, segment_cpu, segment_plain
 from engine.runners.torch.lanes import Lane, regular_lanes
-from engine.runners.torch.layers import LayerSpec
+from engine.runners.torch.layers import LayerSpec, kind_of
 from engine.runners.torch.pool import KvPool
 from engine.runners.torch.step import Run, Span, Step
 
@@ -61,12 +61,25 @@ class Plan:
     rows: int
 
 
+@dataclass(frozen=True)
+class Decode:
+    """The plan of a step of single rows in TorchScript's types: a lane for every row, perhaps after a common prefix."""
+
+    lanes: list[list[int]]  # start, stride, count, length of each batch of lanes
+    rows: list[Tensor]  # rows of T of each batch; one empty tensor: a single batch with every row in order
+    masks: list[Tensor]  # as `Lanes.mask`; empty: nothing is hidden
+    shared: list[int]  # first and end slot of what all rows see before their lane, or nothing
+
+
 class CpuAttention:
     """`Backend` over a head-major pool."""
 
     def __init__(self, pool: KvPool) -> None:
         assert pool.head_major
-        self._pool = pool
+        self.pool = pool
+        specs = {kind_of(spec): spec for spec in pool.layers}
+        fused = all(s.softcap is None and s.sinks is None and s.value_size == s.key_size for s in pool.layers)
+        self._decoding = list(specs.values()) if fused else []
         self._step: Step | None = None
         self._plans: dict[tuple[int | None, int | None, int], Plan] = {}
 
@@ -74,14 +87,28 @@ class CpuAttention:
         self._step = step
         self._plans.clear()
 
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+    def decode(self) -> tuple[Tensor, list[Decode]] | None:
+        """(slots of the step's K/V, a plan for each kind of layer) if all rows are single and regular; else None."""
+        step = self._step
+        assert step is not None
+        if not self._decoding or not all(span.is_decode for span in step.spans):
+            return None
+        plans = [_decode(self._plan(spec)) for spec in self._decoding]
+        return None if None in plans else (step.slots, [plan for plan in plans if plan is not None])
+
+    def _plan(self, spec: LayerSpec) -> Plan:
         assert self._step is not None
-        spec = self._pool.layers[layer]
-        self._pool.write(layer, self._step.slots, key, value)
-        kind = (spec.window, spec.chunk, spec.group_size)
+        kind = kind_of(spec)
         plan = self._plans.get(kind)
         if plan is None:
-            plan = self._plans[kind] = _plan(self._step, spec, self._pool.num_slots)
+            plan = self._plans[kind] = _plan(self._step, spec, self.pool.num_slots)
+        return plan
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        assert self._step is not None
+        spec = self.pool.layers[layer]
+        self.pool.write(layer, self._step.slots, key, value)
+        plan = self._plan(spec)
         rows = query[0].transpose(0, 1)  # [T, Hq, D]
         out, lse = self._cover(plan.covers[0], plan.rows, layer, spec, rows, key, value)
         for cover in plan.covers[1:]:
@@ -111,7 +138,7 @@ class CpuAttention:
         if isinstance(part, Local):
             return self._local(part, spec, rows, key, value)
         heads, group, size = spec.kv_heads, spec.group_size, spec.key_size
-        keys, values = self._pool.keys[layer], self._pool.values[layer]
+        keys, values = self.pool.keys[layer], self.pool.values[layer]
         asked = rows[part.rows]
         count = asked.shape[0]
         if isinstance(part, Lanes):
@@ -246,6 +273,27 @@ def _lanes(batch: tuple[Lane, ...]) -> Lanes:
         len(batch),
         longest,
         mask,
+    )
+
+
+_NOTHING = torch.empty(0)
+
+
+def _decode(plan: Plan) -> Decode | None:
+    """The plan in TorchScript's types; None for a row in several lanes or a prefix that only some rows share."""
+    every = slice(0, plan.rows)
+    shared = [part for cover in plan.covers for part in cover if isinstance(part, Shared)]
+    lanes = [part for cover in plan.covers for part in cover if isinstance(part, Lanes)]
+    if len(shared) > 1 or any(part.rows != every for part in shared) or sum(p.count for p in lanes) != plan.rows:
+        return None
+    rows = [_NOTHING]
+    if len(lanes) > 1 or lanes[0].rows != every:
+        rows = [torch.arange(plan.rows)[part.rows] for part in lanes]
+    return Decode(
+        [[part.start, part.stride, part.count, part.length] for part in lanes],
+        rows,
+        [_NOTHING if part.mask is None else part.mask for part in lanes],
+        [shared[0].start, shared[0].stop] if shared else [],
     )
 
 

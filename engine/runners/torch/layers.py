@@ -37,3 +37,8 @@ class LayerSpec:
     @property
     def is_full(self) -> bool:
         return self.window is None and self.chunk is None
+
+
+def kind_of(spec: LayerSpec) -> tuple[int | None, int | None, int]:
+    """Layers of one kind share the plan of a step."""
+    return (spec.window, spec.chunk, spec.group_size)

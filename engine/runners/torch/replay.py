@@ -18,7 +18,9 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from engine.runners.torch.attention import Backend
 from engine.runners.torch.layers import LayerSpec
 from engine.runners.torch.marker import ATTEND, Marker
+from engine.runners.torch.nodes import call, constant, value
 from engine.runners.torch.program import Program, ReplayError
+from engine.runners.torch.rewrites import rewrite
 
 aten = torch.ops.aten
 
@@ -53,6 +55,8 @@ def build(model: nn.Module, layers: list[LayerSpec], backend: Backend) -> Progra
     _collapse_views(graph)
     _share_equal_nodes(graph)
     _merge_projections(graph, constants)
+    rewrite(graph, constants)
+    _share_equal_nodes(graph)
     _drop_unused(graph)
     for node in graph.nodes:  # a slice of a joined product cannot always be viewed; reshape copies where it must
         if node.target in (aten.view.default, aten._unsafe_view.default):
@@ -90,6 +94,8 @@ def _share_equal_nodes(graph: Graph) -> None:
         if node.op not in ("call_function", "get_attr") or node.target is ATTEND:
             continue
         key = (node.op, node.target, repr(node.args), repr(sorted(node.kwargs.items())))
+        if node.target is aten.sym_size.int:  # equal sizes of whatever tensors
+            key = (node.op, node.target, value(node).node.expr)
         first = seen.setdefault(key, node)
         if first is not node:
             node.replace_all_uses_with(first)
@@ -134,23 +140,16 @@ def _merge_projections(graph: Graph, constants: dict[str, Tensor]) -> None:
         if not shared:
             for owner, columns in zip(owners, joined.split(sizes, 1), strict=True):
                 owner.data = columns.t()
-        name = f"joined_{products[0].name}"
-        constants[name] = joined
-        with graph.inserting_after(source):
-            weight_node = graph.create_node("get_attr", name)
-        with graph.inserting_after(weight_node):
-            product = graph.call_function(aten.mm.default, (source, weight_node))
-        if len(products) == 1:
-            products[0].replace_all_uses_with(product)
-            graph.erase_node(products[0])
-            continue
-        with graph.inserting_after(product):
-            pieces = graph.call_function(aten.split_with_sizes.default, (product, sizes, 1))
-        at = pieces
-        for i, old in enumerate(products):
-            with graph.inserting_after(at):
-                at = graph.call_function(operator.getitem, (pieces, i))
-            old.replace_all_uses_with(at)
+        with graph.inserting_before(products[0]):
+            matrix = constant(graph, constants, f"joined_{products[0].name}", joined)
+            product = call(graph, aten.mm.default, source, matrix)
+            if len(products) == 1:
+                pieces = [product]
+            else:
+                split = call(graph, aten.split_with_sizes.default, product, sizes, 1)
+                pieces = [call(graph, operator.getitem, split, i) for i in range(len(products))]
+        for old, piece in zip(products, pieces, strict=True):
+            old.replace_all_uses_with(piece)
             graph.erase_node(old)
 
 

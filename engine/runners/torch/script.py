@@ -1,0 +1,172 @@
+"""TorchScript of a simplified graph: one function per stretch between attention calls, and one for whole decode steps.
+
+The text is made once, for any number of rows. Operations that TorchScript lacks make `ScriptError`; the graph then
+runs as plain Python.
+"""
+
+from __future__ import annotations
+
+import itertools
+import operator
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import Node
+
+from engine.runners.torch.attention_script import attend_decode  # read by the text of `decode`
+from engine.runners.torch.layers import kind_of
+from engine.runners.torch.marker import ATTEND
+from engine.runners.torch.pool import KvPool
+
+_INFIX = {operator.mul: "*", operator.add: "+", operator.sub: "-", operator.floordiv: "//"}
+_NUMBERS = itertools.count()
+
+
+class ScriptError(Exception):
+    """The graph cannot be written as TorchScript."""
+
+
+class Script:
+    """Compiled functions over `inputs`; they hold the constants and the pool's tensors by reference."""
+
+    def __init__(self, nodes: list[Node], constants: dict[str, Tensor], pool: KvPool) -> None:
+        """Raises ScriptError."""
+        self._inputs = [node for node in nodes if node.op == "placeholder"]
+        self._body = [node for node in nodes if node.op == "call_function"]
+        self._result = list(next(node for node in nodes if node.op == "output").all_input_nodes)
+        self._constants = {node: f"c_{node.name}" for node in nodes if node.op == "get_attr"}
+        self._pool = pool
+        self.kinds = list(dict.fromkeys(kind_of(spec) for spec in pool.layers))
+        self.segments: list[Segment] = []
+        holder = nn.Module()
+        # modules of equal attributes share one type, and its methods: this attribute keeps two models apart
+        holder.register_buffer(f"number_{next(_NUMBERS)}", torch.empty(0))
+        for node, name in self._constants.items():
+            holder.register_buffer(name, constants[node.name])
+        for layer, (keys, values) in enumerate(zip(pool.keys, pool.values, strict=True)):
+            holder.register_buffer(f"keys_{layer}", keys)
+            holder.register_buffer(f"values_{layer}", values)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # TorchScript announces its successor
+            self._module = torch.jit.script(holder)
+            try:
+                for index, (inputs, body, attend) in enumerate(self._stretches()):
+                    self.segments.append(self._segment(f"segment_{index}", inputs, body, attend))
+                self._decode = self._whole()
+            except (RuntimeError, KeyError, TypeError) as error:
+                raise ScriptError(str(error).strip().splitlines()[0]) from error
+        assert attend_decode is not None
+
+    def decode(self, ids: Tensor, positions: Tensor, rows: Tensor, slots: Tensor, plans: list[Any]) -> Tensor:
+        """Logits of a pure decode step. plans: one `attention_cpu.Decode` for each of `kinds`."""
+        arguments = [part for plan in plans for part in (plan.lanes, plan.rows, plan.masks, plan.shared)]
+        result: Tensor = self._decode(ids, positions, rows, slots, *arguments)
+        return result
+
+    def _stretches(self) -> list[tuple[list[Node], list[Node], Node | None]]:
+        """(inputs, body, attention call that follows) of each stretch; sizes are computed where they are used."""
+        cuts: list[tuple[list[Node], Node | None]] = [([], None)]
+        for node in self._body:
+            if node.target is ATTEND:
+                cuts[-1] = (cuts[-1][0], node)
+                cuts.append(([], None))
+            else:
+                cuts[-1][0].append(node)
+        stretches = []
+        for body, attend in cuts:
+            own = set(body)
+            wanted = [*(a for node in body for a in node.all_input_nodes), *(() if attend else self._result)]
+            inputs = [n for n in dict.fromkeys(wanted) if n not in own and n not in self._constants]
+            stretches.append((inputs, body, attend))
+        return stretches
+
+    def _segment(self, name: str, inputs: list[Node], body: list[Node], attend: Node | None) -> Segment:
+        after = self._body[self._body.index(attend) :] if attend is not None else []
+        later = {used for node in after for used in node.all_input_nodes}
+        outputs = [node for node in body if node in later] if attend is not None else self._result
+        lines = [self._line(node) for node in body]
+        lines.append(f"return ({', '.join(node.name for node in outputs)},)")
+        given = ", ".join(f"{node.name}: {_type(node)}" for node in inputs)
+        kinds = ", ".join(_type(node) for node in outputs)
+        self._define(f"def {name}(self, {given}) -> Tuple[{kinds}]:", lines)
+        call = None
+        if attend is not None:
+            query, key, value, layer, _ = attend.args
+            call = (attend.name, int(layer), query.name, key.name, value.name)
+        return Segment(getattr(self._module, name), [n.name for n in inputs], [n.name for n in outputs], call)
+
+    def _whole(self) -> Callable[..., Tensor]:
+        lines = []
+        for node in self._body:
+            if node.target is not ATTEND:
+                lines.append(self._line(node))
+                continue
+            query, key, value, layer, _ = node.args
+            spec = self._pool.layers[layer]
+            k = self.kinds.index(kind_of(spec))
+            plan = f"plan_lanes_{k}, plan_rows_{k}, plan_masks_{k}, plan_shared_{k}, {spec.scale!r}"
+            lines.append(
+                f"{node.name} = attend_decode(self.keys_{layer}, self.values_{layer}, plan_slots, "
+                f"{query.name}, {key.name}, {value.name}, {plan})"
+            )
+        given = [f"{node.name}: Tensor" for node in self._inputs] + ["plan_slots: Tensor"]
+        for k in range(len(self.kinds)):
+            given += [f"plan_lanes_{k}: List[List[int]]", f"plan_rows_{k}: List[Tensor]"]
+            given += [f"plan_masks_{k}: List[Tensor]", f"plan_shared_{k}: List[int]"]
+        lines.append(f"return {self._result[0].name}")
+        self._define(f"def decode(self, {', '.join(given)}) -> Tensor:", lines)
+        function: Callable[..., Tensor] = self._module.decode
+        return function
+
+    def _define(self, head: str, lines: list[str]) -> None:
+        self._module.define("\n    ".join([head, *lines]) + "\n")
+
+    def _line(self, node: Node) -> str:
+        arguments = [self._text(a) for a in node.args] + [f"{k}={self._text(v)}" for k, v in node.kwargs.items()]
+        if node.target is operator.getitem:
+            return f"{node.name} = {arguments[0]}[{arguments[1]}]"
+        if node.target is torch.ops.aten.sym_size.int:
+            return f"{node.name} = {arguments[0]}.size({arguments[1]})"
+        if node.target in _INFIX:
+            return f"{node.name} = {f' {_INFIX[node.target]} '.join(arguments)}"
+        if not isinstance(node.target, torch._ops.OpOverload):
+            raise ScriptError(f"{node.target} in the graph")
+        if node.target is torch.ops.aten.index.Tensor:
+            arguments[1] = f"torch.jit.annotate(List[Optional[Tensor]], {arguments[1]})"
+        name = node.target._schema.name.replace("::", ".")
+        return f"{node.name} = torch.ops.{name}({', '.join(arguments)})"
+
+    def _text(self, argument: Any) -> str:
+        if isinstance(argument, Node):
+            return f"self.{self._constants[argument]}" if argument in self._constants else argument.name
+        if isinstance(argument, (list, tuple)):
+            return "[" + ", ".join(self._text(item) for item in argument) + "]"
+        if isinstance(argument, float) and argument in (float("inf"), float("-inf")):
+            return f"float('{argument}')"
+        if isinstance(argument, torch.device):
+            return f"torch.device('{argument}')"
+        if isinstance(argument, (int, float, bool, str, torch.dtype, torch.layout, torch.memory_format)):
+            return str(argument) if not isinstance(argument, str) else repr(argument)
+        if argument is None:
+            return "None"
+        raise ScriptError(f"{type(argument).__name__} in the graph")
+
+
+class Segment:
+    """A stretch of operations and the attention call that follows it: (name, layer, query, key, value)."""
+
+    def __init__(
+        self,
+        run: Callable[..., Any],
+        inputs: list[str],
+        outputs: list[str],
+        attend: tuple[str, int, str, str, str] | None,
+    ) -> None:
+        self.run, self.inputs, self.outputs, self.attend = run, inputs, outputs, attend
+
+
+def _type(node: Node) -> str:
+    return "int" if isinstance(node.meta["val"], torch.SymInt) else "Tensor"
