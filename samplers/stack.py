@@ -70,6 +70,7 @@ class _Scheduled:
     def __init__(self, stage: Stage, shape: Shape) -> None:
         self.stage = stage
         self.uses = np.zeros(shape.slots, bool)
+        self.users = 0  # slots that use it: most stages have none, and are passed over without looking at rows
         self.parameters = _Parameters(stage.params, shape.slots, shape.device)
         self.state: State | None = stage.new_state(shape)
 
@@ -109,6 +110,7 @@ class SamplerStack:
         for item in items:
             scheduled = self._stages[item.name]
             scheduled.uses[slot] = True
+            scheduled.users += 1
             scheduled.parameters.write(slot, item.values)
             if scheduled.state is not None:
                 scheduled.state.admit(slot, Admission(item.values, prompt_ids, output_ids, ending_ids, min_tokens))
@@ -127,6 +129,7 @@ class SamplerStack:
                 scheduled.parameters.copy(parent, child)
                 if scheduled.state is not None:
                     scheduled.state.fork(parent, child)
+            scheduled.users += int(scheduled.uses[parent]) - int(scheduled.uses[child])
             scheduled.uses[child] = scheduled.uses[parent]
         self._draw_of[child], self._order_of[child] = self._draw_of[parent], self._order_of[parent]
         if self._draw_of[child] != GREEDY:
@@ -139,13 +142,14 @@ class SamplerStack:
         for scheduled in self._stages.values():
             if scheduled.uses[slot]:
                 scheduled.uses[slot] = False
+                scheduled.users -= 1
                 if scheduled.state is not None:
                     scheduled.state.free(slot)
 
     def accept(self, slots: Slots, tokens: Tensor) -> None:
         """Commit one token to each of these distinct slots. slots, tokens: [R]."""
         for scheduled in self._stages.values():
-            if scheduled.state is None:
+            if scheduled.state is None or not scheduled.users:
                 continue
             used = scheduled.uses[slots]
             if used.any():
@@ -190,7 +194,7 @@ class SamplerStack:
         if not draws.any():
             return Sampled(best, processed, failures)
         tokens = best
-        for draw in np.unique(draws[draws != GREEDY]):
+        for draw in set(draws.tolist()) - {GREEDY}:
             rows = np.flatnonzero(draws == draw)
             rows = rows[[row not in failures for row in rows]] if failures else rows
             if len(rows):
@@ -241,6 +245,8 @@ class SamplerStack:
         copied = False
         for name in order:
             scheduled = self._stages[name]
+            if not scheduled.users:
+                continue
             used = scheduled.uses[slots]
             if not used.any():
                 continue
