@@ -9,18 +9,20 @@ from collections.abc import Iterable
 
 import numpy as np
 
-# A contiguous pool hands out extents, so that attention on the CPU reads few long runs of slots:
+# A contiguous pool hands out extents, so that attention on the CPU reads few long runs of slots. A run whose final length
+# is known gets a cell of the grid of that size, one after the other:
+#
+#   page 0 | cell 0 | cell 1 | ... |       cells of 4, 8, 16 ... pages; a run starts where its cell does
+#
+# Sequences that come together then start at regular distances, and one strided view holds the keys of many of them
+# (runners/torch/lanes.py). A run of unknown length, or one that no cell has room for, starts where an extent leaves
+# room on both sides:
 #
 #   | used | free free free free | used |        lo = first page of the extent, size = its length
-#            lo  ^ start                         a new run of n pages starts about (size - n) // 2 pages in
+#            lo  ^ start                         a new run of n pages starts (size - n) // 2 pages in
 #
-# Of the places near the middle the one on the coarsest grid from page 1 is taken: sequences then start at regular
-# distances, and one strided view holds the keys of many of them (runners/torch/lanes.py).
 # The gap on the left is where the neighbour's sequence goes on growing, the one on the right is for the new run.
 # Starting at `lo` would put every new run in the way of its neighbour: two growing sequences would interleave.
-
-
-ROOMY = 16  # slack, in lengths of the new run, from which it may start beside the exact middle
 
 
 class FreePages:
@@ -32,6 +34,7 @@ class FreePages:
         self._view = np.frombuffer(self._flags, np.int8)  # the same memory
         self._stack = None if contiguous else list(range(num_pages - 1, 0, -1))  # last given, first taken
         self.count = num_pages - 1
+        self._last_cell: dict[int, int] = {}  # by size of cells: the one handed out last
 
     def __contains__(self, page: int) -> bool:
         return self._flags[page] == 1
@@ -45,12 +48,15 @@ class FreePages:
             if self._stack is not None:
                 self._stack.append(page)
 
-    def take(self, after: int | None, n: int) -> list[int]:
-        """`n` pages (there must be that many), in a contiguous pool from `after + 1` on as far as that is free."""
+    def take(self, after: int | None, n: int, room: int = 0) -> list[int]:
+        """`n` pages (there must be that many), in a contiguous pool from `after + 1` on as far as that is free.
+
+        room: pages that the run is expected to grow to; 0 when nobody knows.
+        """
         assert n <= self.count
         flags = self._flags
         if self._stack is None:
-            pages = self._take_extents(after, n)
+            pages = self._take_extents(after, n, room)
         else:
             cut = len(self._stack) - n
             pages = self._stack[cut:][::-1]
@@ -60,7 +66,7 @@ class FreePages:
         self.count -= n
         return pages
 
-    def _take_extents(self, after: int | None, n: int) -> list[int]:
+    def _take_extents(self, after: int | None, n: int, room: int) -> list[int]:
         flags, pages = self._flags, []
         if after is not None:
             page = after + 1
@@ -70,26 +76,31 @@ class FreePages:
                 page += 1
         if len(pages) == n:
             return pages
+        if room >= (missing := n - len(pages)) and (start := self._cell(room)) is not None:
+            return pages + list(range(start, start + missing))
         edges = np.flatnonzero(np.diff(self._view, prepend=0, append=0))  # O(num_pages): only where a run starts
         lows, sizes = edges[0::2], edges[1::2] - edges[0::2]
         while len(pages) < n:
             largest = int(sizes.argmax())
             lo, size = int(lows[largest]), int(sizes[largest])
             length = min(size, n - len(pages))
-            start = _near_middle(lo, size - length, length)
+            start = lo if lo == 1 else lo + (size - length) // 2  # page 0 never grows: no gap behind it
             pages.extend(range(start, start + length))
             sizes[largest] = 0  # used up: either it was too short, or nothing is missing any more
         return pages
 
+    def has_cell(self, room: int) -> bool:
+        """True if a run of up to `room` pages would find a cell."""
+        return self._stack is not None or self._cell(room, take=False) is not None
 
-def _near_middle(low: int, slack: int, length: int) -> int:
-    """The start of a run that leaves about half of the slack on either side, on a coarse grid where there is room."""
-    if low == 1:
-        return low  # page 0 never grows: no gap behind it
-    if slack < max(64, ROOMY * length):
-        return low + slack // 2
-    least, most = low + slack // 4, low + 3 * slack // 4
-    step = 1 << most.bit_length()
-    while (place := 1 - (1 - least) // step * step) > most:  # the first of 1, 1 + step, 1 + 2 step, ... from `least` on
-        step >>= 1
-    return place
+    def _cell(self, room: int, take: bool = True) -> int | None:
+        """First page of the next cell for `room` pages that is free as a whole; None: there is none."""
+        size = 1 << max(0, room - 1).bit_length()
+        count = (len(self._flags) - 1) // size
+        clean = np.flatnonzero(self._view[1 : 1 + count * size].reshape(count, size).all(1))
+        if not len(clean):
+            return None
+        at = np.searchsorted(clean, self._last_cell.get(size, -1), side="right") % len(clean)
+        if take:
+            self._last_cell[size] = int(clean[at])
+        return 1 + int(clean[at]) * size

@@ -25,6 +25,8 @@ EVICTION_BATCH_PAGES = 16  # at most; contiguous pools evict several pages at on
 #
 # States of a page: dummy (page 0) | free | cached (ref 0, registered, evictable) | used (ref >= 1)
 
+MAKE_ROOM_ATTEMPTS = 4  # each looks at all free pages
+
 
 class OutOfPages(Exception):
     """No free page is left and nothing can be evicted."""
@@ -37,9 +39,10 @@ class IntegrityError(Exception):
 class Branch:
     """The page table of one sequence. Only `Pages` changes it."""
 
-    __slots__ = ("length", "pages", "prefixes", "starts")
+    __slots__ = ("expected", "length", "pages", "prefixes", "starts")
 
-    def __init__(self, root: Prefix) -> None:
+    def __init__(self, root: Prefix, expected: int = 0) -> None:
+        self.expected = expected  # pages it is likely to end with; 0: unknown
         self.pages: list[int] = []  # page i holds positions i * page_size .. (i + 1) * page_size - 1
         self.length = 0  # tokens whose slots are reserved or filled; len(pages) = ceil(length / page_size)
         self.prefixes = [root]  # the hash chain: the namespace, then one prefix per registered leading page
@@ -108,9 +111,12 @@ class Pages:
 
     # ---- operations of a sequence
 
-    def new_branch(self, namespace: bytes = b"") -> Branch:
-        """An empty branch. It finds and fills cached prefixes of its own namespace only."""
-        return Branch(self._cache.prefix(None, namespace))
+    def new_branch(self, namespace: bytes = b"", expected: int = 0) -> Branch:
+        """An empty branch. It finds and fills cached prefixes of its own namespace only.
+
+        expected: tokens it will hold at most; a hint that keeps its pages together (0: unknown).
+        """
+        return Branch(self._cache.prefix(None, namespace), -(-expected // self.page_size))
 
     def attach_prefix(self, branch: Branch, token_ids: Sequence[int] | np.ndarray) -> int:
         """Start an empty branch with the longest cached prefix; returns its number of tokens.
@@ -156,12 +162,13 @@ class Pages:
             raise OutOfPages(f"{need} pages needed, {self.available()} available")
         if self._tail_is_shared(branch):
             # A run of its own: the page after the tail is left to the holder that will write the tail in place.
-            new = self._allocate(None, need)
+            new = self._allocate(None, need, branch.expected - len(branch.pages) + 1)
             old = branch._cut(len(branch.pages) - 1)[0]
             self._ref[old] -= 1
             self._copies[new[0]] = self._copies.get(old, old)  # `old` itself may still be waiting for its content
         else:
-            new = self._allocate(branch.pages[-1] if branch.pages else None, need)
+            after = branch.pages[-1] if branch.pages else None
+            new = self._allocate(after, need, branch.expected - len(branch.pages))
             if branch.length % self.page_size:
                 self._cache.forget(branch.pages[-1])  # cut by a branch while another one, now gone, held it too
         branch._extend(new)
@@ -178,7 +185,7 @@ class Pages:
 
     def fork(self, branch: Branch) -> Branch:
         """A second branch over the same pages, the partial tail included. Reserved slots must have been written."""
-        child = Branch(branch.prefixes[0])
+        child = Branch(branch.prefixes[0], branch.expected)
         child.pages = branch.pages.copy()
         child.length = branch.length
         child.prefixes = branch.prefixes.copy()
@@ -280,14 +287,26 @@ class Pages:
     def _tail_is_shared(self, branch: Branch) -> bool:
         return branch.length % self.page_size != 0 and self._ref[branch.pages[-1]] > 1
 
-    def _allocate(self, after: int | None, n: int) -> list[int]:
+    def _allocate(self, after: int | None, n: int, room: int) -> list[int]:
         if n > self._free.count:
             evict = min(len(self._cache), max(n - self._free.count, self._eviction_batch))
             self._free.give([self._cache.evict() for _ in range(evict)])
-        pages = self._free.take(after, n)
+        if after is None and room >= n:
+            self._make_room(room)
+        pages = self._free.take(after, n, room)
         for page in pages:
             self._ref[page] = 1
         return pages
+
+    def _make_room(self, room: int) -> None:
+        """Evict what was used longest ago for a place where a new run of `room` pages stays in one piece.
+
+        Only while the cache holds half of the pool: free pages between cached ones are worth less than a whole run.
+        """
+        attempts = MAKE_ROOM_ATTEMPTS
+        while attempts and 2 * len(self._cache) >= self.num_pages - 1 and not self._free.has_cell(room):
+            self._free.give([self._cache.evict() for _ in range(min(room, len(self._cache)))])
+            attempts -= 1
 
     def _drop(self, pages: list[int]) -> None:
         """Give up one reference to each; deeper pages first, so that they are evicted before their parents."""

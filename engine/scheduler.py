@@ -134,7 +134,8 @@ class Scheduler:
 
     def _admit(self, sequence: Sequence, budget: int) -> Work | None:
         request = sequence.active.request
-        branch = self.pages.new_branch(self.namespace + request.cache_salt.encode())
+        namespace = self.namespace + request.cache_salt.encode()
+        branch = self.pages.new_branch(namespace, expected=len(request.prompt_ids) + request.max_tokens)
         cached = 0
         if request.prompt_logprobs is None:
             cached = self.pages.attach_prefix(branch, sequence.tokens)

@@ -258,6 +258,45 @@ def test_a_prompt_leaves_its_neighbours_room() -> None:
     assert [len(branch.starts) for branch in branches] == [1] * 4
 
 
+def served(pages: Pages, rounds: int) -> list[list[int]]:
+    """First pages of ten sequences at a time, each of 3 pages with the first two left to the cache afterwards."""
+    firsts = []
+    for k in range(rounds):
+        branches = [pages.new_branch(expected=10) for _ in range(10)]
+        for branch in branches:
+            pages.append(branch, 3)
+        for _ in range(7):
+            for branch in branches:
+                pages.append(branch, 1)
+        assert all(len(branch.starts) == 1 for branch in branches)
+        for i, branch in enumerate(branches):
+            pages.register(branch, [1000 * k + 100 * i + j for j in range(9)])
+        pages.check_integrity(branches)
+        firsts.append(sorted(branch.pages[0] for branch in branches))
+        for branch in branches:
+            pages.release(branch)
+    return firsts
+
+
+def test_sequences_of_known_length_start_at_regular_distances() -> None:
+    """Also when the cache has left something in every cell: what is oldest makes room before runs are cut."""
+    pages = Pages(161, 4, True)
+    for first in served(pages, 12):
+        distances = {(b - a) % 160 for a, b in zip(first, first[1:], strict=False)}
+        assert distances <= {4, 160 - 36}, first
+    assert pages.cached >= 60
+
+
+def test_a_run_too_long_for_any_cell_is_still_handed_out() -> None:
+    pages = Pages(33, 4, True)
+    branch = pages.new_branch(expected=1000)
+    pages.append(branch, 4)
+    assert branch.pages == [1]
+    pages.append(branch, 31 * 4)
+    assert pages.available() == 0
+    pages.check_integrity([branch])
+
+
 def test_a_fragmented_pool_is_used_up_to_the_last_page() -> None:
     pages = Pages(101, 4, True)
     singles = [branch_of(pages, 4) for _ in range(100)]
