@@ -189,8 +189,10 @@ class Engine:
 
     def _step(self) -> None:
         began = time.perf_counter()
-        works = self._scheduler.schedule()
-        self._prepare_slots(works)
+        works = self._prepare_slots(self._scheduler.schedule())
+        if not works:
+            self._flush()
+            return
         planned = time.perf_counter()
         try:
             result = self._executor.execute(works)
@@ -207,13 +209,24 @@ class Engine:
         self._flush()
         self._count("deliver", time.perf_counter() - executed)
 
-    def _prepare_slots(self, works: list[Work]) -> None:
-        """Write parameters into slots that were handed out in this step (a resumed sequence still has its own)."""
+    def _prepare_slots(self, works: list[Work]) -> list[Work]:
+        """Write parameters into slots that were handed out in this step (a resumed sequence still has its own).
+
+        A request whose parameters a sampler cannot take fails; the works that are left are returned.
+        """
+        failed: list[ActiveRequest] = []
         for work in works:
-            for sequence in (work.sequence, *work.draws):
-                if not sequence.admitted:
-                    self._executor.admit(sequence)
-                    sequence.admitted = True
+            active = work.sequence.active
+            try:
+                for sequence in (work.sequence, *work.draws):
+                    if not sequence.admitted and active not in failed:
+                        sequence.admitted = True  # a half-written slot has to be freed like a whole one
+                        self._executor.admit(sequence)
+            except Exception:
+                log.exception("request %s cannot be admitted", active.request.id)
+                self._fail(active, "the sampler's parameters cannot be used")
+                failed.append(active)
+        return [work for work in works if work.sequence.active not in failed]
 
     def _commit(self, works: list[Work], result: Any) -> None:
         """Book what a finished step computed and drew."""
@@ -255,6 +268,11 @@ class Engine:
         elif count >= request.max_tokens:
             self._finish(sequence, Finish(FinishReason.LENGTH))
 
+    def _fail(self, active: ActiveRequest, message: str) -> None:
+        for sequence in list(active.sequences):
+            if sequence.finish is None:
+                self._finish(sequence, Finish(FinishReason.ERROR, None, "internal_error", message))
+
     def _scored(self, sequence: Sequence) -> None:
         active, output = self._output(sequence.active)
         output.scored = True
@@ -268,9 +286,7 @@ class Engine:
         log.exception("a step of %d sequences failed", len(works))
         self._failures += 1
         for work in works:
-            for sequence in list(work.sequence.active.sequences):
-                if sequence.finish is None:
-                    self._finish(sequence, Finish(FinishReason.ERROR, None, "internal_error", "the step failed"))
+            self._fail(work.sequence.active, "the step failed")
         self._executor.pages.drain_copies()
         self._flush()
         live = [s for active in self._live.values() for s in active.sequences]

@@ -9,8 +9,8 @@ from collections.abc import Iterable
 
 import numpy as np
 
-# A contiguous pool hands out extents, so that attention on the CPU reads few long runs of slots. A run whose final length
-# is known gets a cell of the grid of that size, one after the other:
+# A contiguous pool hands out extents, so that attention on the CPU reads few long runs of slots. A run whose final
+# length is known gets a cell of the grid of that size, one after the other:
 #
 #   page 0 | cell 0 | cell 1 | ... |       cells of 4, 8, 16 ... pages; a run starts where its cell does
 #

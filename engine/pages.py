@@ -301,10 +301,10 @@ class Pages:
     def _make_room(self, room: int) -> None:
         """Evict what was used longest ago for a place where a new run of `room` pages stays in one piece.
 
-        Only while the cache holds half of the pool: free pages between cached ones are worth less than a whole run.
+        Only while the cache holds a quarter of the pool: free pages between cached ones are worth less than one run.
         """
         attempts = MAKE_ROOM_ATTEMPTS
-        while attempts and 2 * len(self._cache) >= self.num_pages - 1 and not self._free.has_cell(room):
+        while attempts and 4 * len(self._cache) >= self.num_pages and not self._free.has_cell(room):
             self._free.give([self._cache.evict() for _ in range(min(room, len(self._cache)))])
             attempts -= 1
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 
@@ -37,6 +38,8 @@ class EngineSettings:
             raise SettingsError(f"page_size must be a power of two, got {self.page_size}")
         if self.max_queued_requests < 0:
             raise SettingsError(f"max_queued_requests must be at least 0, got {self.max_queued_requests}")
+        if self.device is not None and not re.fullmatch(r"cpu|cuda(:\d+)?", self.device):
+            raise SettingsError(f"device must be cpu, cuda or cuda:N, got {self.device}")
         if self.dtype not in (None, "float32", "bfloat16", "float16"):
             raise SettingsError(f"dtype must be float32, bfloat16 or float16, got {self.dtype}")
         if self.attention not in ("auto", "plain"):

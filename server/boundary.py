@@ -9,7 +9,7 @@ import logging
 import secrets
 from dataclasses import dataclass
 
-from starlette.requests import HTTPConnection
+from starlette.requests import ClientDisconnect, HTTPConnection
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from server.auth import OPEN_PATHS, check_key
@@ -89,8 +89,8 @@ class Gate:
                 if self._state.draining:
                     raise overloaded("the server is shutting down")
             await self._app(scope, receive, send)
-        except ClientGone:
-            raise
+        except (ClientGone, ClientDisconnect) as error:  # while it was read to or while it was still sending
+            raise ClientGone from error
         except Exception as error:
             if scope[SCOPE_KEY].status:
                 raise

@@ -105,7 +105,14 @@ def _explained(model: str) -> Iterator[None]:
     except (ConfigError, PresetError, SamplerError, SettingsError, UnsupportedModelError) as error:
         _fail(str(error))
     except (OSError, ValueError) as error:  # transformers' answers to a folder or hub id it cannot use
-        _fail(f"cannot load model '{model}': {str(error).splitlines()[0]}")
+        _fail(f"cannot load model '{model}': {_first_line(error)}")
+    except Exception as error:
+        logging.getLogger(__name__).debug("the start failed", exc_info=error)
+        _fail(f"cannot start with model '{model}': {type(error).__name__}: {_first_line(error)}")
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
 def _file_from_environment() -> Path | None:

@@ -7,12 +7,15 @@ Every setting has the same name everywhere: `max_seqs` in the file, `DRAFTHOUSE_
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+log = logging.getLogger(__name__)
 
 PREFIX = "DRAFTHOUSE_"
 
@@ -85,6 +88,9 @@ def load_config(flags: Mapping[str, Any], environment: Mapping[str, str], file: 
         key = PREFIX + name.upper()
         if name != "presets" and environment.get(key):
             merged[name], source[name] = environment[key], f"from {key}"
+    for key in environment.keys() - {PREFIX + name.upper() for name in (*ServeConfig.model_fields, "config")}:
+        if key.startswith(PREFIX):  # no error: orchestrators put variables of their own beside ours
+            log.warning("the environment variable %s is not a setting", key)
     for name, value in flags.items():
         if value is not None and value != []:
             merged[name], source[name] = value, f"from --{name.replace('_', '-')}"
@@ -107,8 +113,10 @@ def _read_file(file: Path | None) -> dict[str, Any]:
         content = yaml.safe_load(file.read_text())
     except OSError as error:
         raise ConfigError(f"cannot read {file}: {error.strerror}") from None
+    except UnicodeDecodeError:
+        raise ConfigError(f"{file} is not UTF-8 text") from None
     except yaml.YAMLError as error:
-        raise ConfigError(f"{file} is not valid YAML: {error}") from None
+        raise ConfigError(f"{file} is not valid YAML: {' '.join(str(error).split())}") from None
     if content is None:
         return {}
     if not isinstance(content, dict):

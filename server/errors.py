@@ -17,6 +17,7 @@ from server.jsontext import dumps
 
 log = logging.getLogger(__name__)
 RETRY_AFTER_S = 1
+LONGEST_MESSAGE = 1000  # characters; messages quote what the client sent
 
 TYPES = {
     400: "invalid_request_error",
@@ -46,10 +47,14 @@ class ApiError(Exception):
 
     def body(self) -> dict[str, Any]:
         kind = TYPES.get(self.status, "server_error" if self.status >= 500 else "invalid_request_error")
-        return {"error": {"message": self.message, "type": kind, "param": self.param, "code": self.code}}
+        return {"error": {"message": _cut(self.message), "type": kind, "param": self.param, "code": self.code}}
 
     def response(self) -> Response:
         return Response(dumps(self.body()), self.status, self.headers, media_type="application/json")
+
+
+def _cut(text: str) -> str:
+    return text if len(text) <= LONGEST_MESSAGE else f"{text[:LONGEST_MESSAGE]}..."
 
 
 def bad_request(message: str, param: str | None = None, code: str | None = None) -> ApiError:

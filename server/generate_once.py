@@ -29,6 +29,8 @@ def generate_once(
     dtype: str | None,
 ) -> None:
     """Print `n` choices; the first streams. Raises OSError or ValueError for what cannot be loaded or done."""
+    if seed is not None and not -(2**63) <= seed < 2**63:
+        raise ConfigError(f"--seed must fit into 64 bits with a sign, got {seed}")
     notes = Console(stderr=True)
     fields: dict[str, Any] = {"temperature": temperature, "sampler": _sampler(sampler)}
     with notes.status(f"loading {model}"):

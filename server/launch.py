@@ -13,6 +13,7 @@ import socket
 import sys
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -145,7 +146,7 @@ def run(prepared: Prepared) -> int:
         access_log=False,
         timeout_keep_alive=75,
         timeout_graceful_shutdown=5,
-        loop="uvloop" if sys.platform != "win32" else "asyncio",
+        lifespan="off",
     )
     host, port = prepared.listener.getsockname()[:2]
     log.info("serving %s on http://%s:%d", ", ".join(model.id for model in state.models), host, port)
@@ -156,17 +157,29 @@ def run(prepared: Prepared) -> int:
         for model in state.models:
             await model.runner.close(grace_s=0.5)
 
-    asyncio.run(main())
+    with asyncio.Runner(loop_factory=_event_loop()) as runner:
+        runner.run(main())
     return FATAL_EXIT if prepared.failures else 0
+
+
+def _event_loop() -> Callable[[], asyncio.AbstractEventLoop] | None:
+    """uvloop where it exists; None: asyncio's own."""
+    if sys.platform == "win32":
+        return None
+    import uvloop
+
+    return uvloop.new_event_loop
 
 
 def _listen(config: ServeConfig) -> socket.socket:
     """Bind before loading anything: a taken port is known at once."""
     family = socket.AF_INET6 if ":" in config.host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
+    # the protocol is named so that asyncio sees TCP and sends small answers at once (TCP_NODELAY)
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((config.host, config.port))
+        listener.listen(0)  # claims the port; clients wait for uvicorn, which listens again with its own backlog
     except OSError as error:
         listener.close()
         raise ConfigError(f"cannot listen on {config.host}:{config.port}: {error.strerror}") from None

@@ -65,7 +65,6 @@ def test_greedy_tokens_are_as_before(soaked: Soaked) -> None:
     assert soaked.report.same_tokens
 
 
-@pytest.mark.xfail(strict=True, reason="server bug: counted as a 500 and logged with a trace")
 def test_client_that_leaves_while_sending_is_not_a_server_error(soaked: Soaked) -> None:
     url = urlsplit(soaked.server.url)
     before = metrics(soaked.server.url)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import random
+from collections.abc import Callable
 
 import pytest
 
 from engine.engine import Engine, QueueLimits
-from engine.request import FinishReason
+from engine.request import DecodeRequest, Finish, FinishReason
 from engine.runners.base import EngineFailed, Overloaded, TooLarge
+from engine.sequence import Sequence
 from tests.engine.fake_executor import FakeExecutor, collect, continuation, fake_engine, request
 
 
@@ -211,6 +213,30 @@ async def test_a_failed_step_fails_its_requests_and_nothing_else() -> None:
         asked = request("b", [1, 2], 5)
         assert (await collect(engine, asked))[0] == continuation(asked, 0)
         assert engine.health().ready
+
+
+async def test_parameters_that_cannot_be_written_fail_their_request_only() -> None:
+    async with running() as (engine, executor, _):
+        admit, executor.admit = executor.admit, lambda sequence: refuse(sequence, admit)
+        others = [request(f"r{i}", [1, 2, i], 5) for i in range(3)]
+        finishes, *results = await asyncio.gather(
+            finished(engine, request("bad", [7, 7], 20, n=3)), *[collect(engine, one) for one in others]
+        )
+        assert [finish.error_code for finish in finishes] == ["internal_error"] * 3
+        assert [result[0] for result in results] == [continuation(one, 0) for one in others]
+        assert engine.health().ready
+
+
+def refuse(sequence: Sequence, admit: Callable[[Sequence], None]) -> None:
+    """Admit all but the request named bad, of which a half is written."""
+    admit(sequence)
+    if sequence.active.request.id == "bad" and sequence.choice == 1:
+        raise OverflowError("a parameter too large for its slot")
+
+
+async def finished(engine: Engine, asked: DecodeRequest) -> list[Finish]:
+    outputs = [output async for output in engine.stream(asked)]
+    return [delta.finish for output in outputs for delta in output.deltas.values() if delta.finish]
 
 
 async def test_three_failed_steps_in_a_row_are_fatal_and_everybody_hears() -> None:

@@ -6,6 +6,7 @@ python -m pytest tests/engine/test_pages.py
 from __future__ import annotations
 
 import random
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -282,7 +283,7 @@ def test_sequences_of_known_length_start_at_regular_distances() -> None:
     """Also when the cache has left something in every cell: what is oldest makes room before runs are cut."""
     pages = Pages(161, 4, True)
     for first in served(pages, 12):
-        distances = {(b - a) % 160 for a, b in zip(first, first[1:], strict=False)}
+        distances = {(b - a) % 160 for a, b in pairwise(first)}
         assert distances <= {4, 160 - 36}, first
     assert pages.cached >= 60
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import psutil
 import torch
+from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModelForCausalLM
 
@@ -52,9 +53,14 @@ class Sizes:
 def load(model_id: str, settings: EngineSettings) -> LoadedModel:
     """Load and check. Raises UnsupportedModelError, SettingsError or OSError (no such model)."""
     device = torch.device(settings.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise SettingsError(f"device {device}: this machine or this build of torch has {torch.cuda.device_count()}")
     dtype = getattr(torch, settings.dtype) if settings.dtype else (torch.float32 if device.type == "cpu" else "auto")
     register()
-    model = AutoModelForCausalLM.from_pretrained(model_id, dtype=dtype, attn_implementation=NAME)
+    try:
+        model = AutoModelForCausalLM.from_pretrained(model_id, dtype=dtype, attn_implementation=NAME)
+    except SafetensorError as error:
+        raise OSError(f"its weights cannot be read: {error}") from error
     return check(model.to(device), settings)
 
 
