@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import numpy as np
+import numpy.typing as npt
 
 # A contiguous pool hands out extents, so that attention on the CPU reads few long runs of slots. A run whose final
 # length is known gets a cell of the grid of that size, one after the other:
@@ -48,15 +49,16 @@ class FreePages:
             if self._stack is not None:
                 self._stack.append(page)
 
-    def take(self, after: int | None, n: int, room: int = 0) -> list[int]:
+    def take(self, after: int | None, n: int, room: int = 0, near: int | None = None) -> list[int]:
         """`n` pages (there must be that many), in a contiguous pool from `after + 1` on as far as that is free.
 
-        room: pages that the run is expected to grow to; 0 when nobody knows.
+        room: pages that the run is expected to grow to; 0 when nobody knows. near: a new run is best placed behind
+        this page; None: behind the run placed last.
         """
         assert n <= self.count
         flags = self._flags
         if self._stack is None:
-            pages = self._take_extents(after, n, room)
+            pages = self._take_extents(after, n, room, near)
         else:
             cut = len(self._stack) - n
             pages = self._stack[cut:][::-1]
@@ -66,7 +68,7 @@ class FreePages:
         self.count -= n
         return pages
 
-    def _take_extents(self, after: int | None, n: int, room: int) -> list[int]:
+    def _take_extents(self, after: int | None, n: int, room: int, near: int | None) -> list[int]:
         flags, pages = self._flags, []
         if after is not None:
             page = after + 1
@@ -76,7 +78,7 @@ class FreePages:
                 page += 1
         if len(pages) == n:
             return pages
-        if room >= (missing := n - len(pages)) and (start := self._cell(room)) is not None:
+        if room >= (missing := n - len(pages)) and (start := self._cell(room, near)) is not None:
             return pages + list(range(start, start + missing))
         edges = np.flatnonzero(np.diff(self._view, prepend=0, append=0))  # O(num_pages): only where a run starts
         lows, sizes = edges[0::2], edges[1::2] - edges[0::2]
@@ -91,16 +93,20 @@ class FreePages:
 
     def has_cell(self, room: int) -> bool:
         """True if a run of up to `room` pages would find a cell."""
-        return self._stack is not None or self._cell(room, take=False) is not None
+        return self._stack is not None or len(self._clean_cells(room)[1]) > 0
 
-    def _cell(self, room: int, take: bool = True) -> int | None:
+    def _cell(self, room: int, near: int | None) -> int | None:
         """First page of the next cell for `room` pages that is free as a whole; None: there is none."""
-        size = 1 << max(0, room - 1).bit_length()
-        count = (len(self._flags) - 1) // size
-        clean = np.flatnonzero(self._view[1 : 1 + count * size].reshape(count, size).all(1))
+        size, clean = self._clean_cells(room)
         if not len(clean):
             return None
-        at = np.searchsorted(clean, self._last_cell.get(size, -1), side="right") % len(clean)
-        if take:
-            self._last_cell[size] = int(clean[at])
-        return 1 + int(clean[at]) * size
+        last = self._last_cell.get(size, -1) if near is None else (near - 1) // size
+        cell = int(clean[np.searchsorted(clean, last, side="right") % len(clean)])
+        self._last_cell[size] = cell
+        return 1 + cell * size
+
+    def _clean_cells(self, room: int) -> tuple[int, npt.NDArray[np.int64]]:
+        """(pages of a cell, the cells that are free as a whole)."""
+        size = 1 << max(0, room - 1).bit_length()
+        count = (len(self._flags) - 1) // size
+        return size, np.flatnonzero(self._view[1 : 1 + count * size].reshape(count, size).all(1))

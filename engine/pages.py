@@ -162,13 +162,13 @@ class Pages:
             raise OutOfPages(f"{need} pages needed, {self.available()} available")
         if self._tail_is_shared(branch):
             # A run of its own: the page after the tail is left to the holder that will write the tail in place.
-            new = self._allocate(None, need, branch.expected - len(branch.pages) + 1)
+            new = self._allocate(None, need, branch.expected - len(branch.pages) + 1, branch.pages[-1])
             old = branch._cut(len(branch.pages) - 1)[0]
             self._ref[old] -= 1
             self._copies[new[0]] = self._copies.get(old, old)  # `old` itself may still be waiting for its content
         else:
             after = branch.pages[-1] if branch.pages else None
-            new = self._allocate(after, need, branch.expected - len(branch.pages))
+            new = self._allocate(after, need, branch.expected - len(branch.pages), after)
             if branch.length % self.page_size:
                 self._cache.forget(branch.pages[-1])  # cut by a branch while another one, now gone, held it too
         branch._extend(new)
@@ -287,13 +287,13 @@ class Pages:
     def _tail_is_shared(self, branch: Branch) -> bool:
         return branch.length % self.page_size != 0 and self._ref[branch.pages[-1]] > 1
 
-    def _allocate(self, after: int | None, n: int, room: int) -> list[int]:
+    def _allocate(self, after: int | None, n: int, room: int, near: int | None) -> list[int]:
         if n > self._free.count:
             evict = min(len(self._cache), max(n - self._free.count, self._eviction_batch))
             self._free.give([self._cache.evict() for _ in range(evict)])
         if after is None and room >= n:
             self._make_room(room)
-        pages = self._free.take(after, n, room)
+        pages = self._free.take(after, n, room, near)
         for page in pages:
             self._ref[page] = 1
         return pages
