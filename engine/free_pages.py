@@ -26,6 +26,9 @@ import numpy.typing as npt
 # Starting at `lo` would put every new run in the way of its neighbour: two growing sequences would interleave.
 
 
+ROW = 16  # cells; a new row of at least so many is worth making room for
+
+
 class FreePages:
     """A set of pages with two ways to take from it; page 0 is never in it."""
 
@@ -35,7 +38,8 @@ class FreePages:
         self._view = np.frombuffer(self._flags, np.int8)  # the same memory
         self._stack = None if contiguous else list(range(num_pages - 1, 0, -1))  # last given, first taken
         self.count = num_pages - 1
-        self._last_cell: dict[int, int] = {}  # by size of cells: the one handed out last
+        # by size of cells: what the last one was to be near to, and which it was
+        self._last_cell: dict[int, tuple[int | None, int]] = {}
 
     def __contains__(self, page: int) -> bool:
         return self._flags[page] == 1
@@ -91,22 +95,43 @@ class FreePages:
             sizes[largest] = 0  # used up: either it was too short, or nothing is missing any more
         return pages
 
-    def has_cell(self, room: int) -> bool:
-        """True if a run of up to `room` pages would find a cell."""
-        return self._stack is not None or len(self._clean_cells(room)[1]) > 0
+    def has_cells(self, room: int, near: int | None) -> bool:
+        """True if the next run of `room` pages continues a row of cells, or starts one of some length."""
+        if self._stack is not None:
+            return True
+        size, clean = self._clean_cells(room)
+        return self._next(size, near) in clean or _longest_run(clean)[1] >= min(ROW, (len(self._flags) - 1) // size)
 
     def _cell(self, room: int, near: int | None) -> int | None:
         """First page of the next cell for `room` pages that is free as a whole; None: there is none."""
         size, clean = self._clean_cells(room)
         if not len(clean):
             return None
-        last = self._last_cell.get(size, -1) if near is None else (near - 1) // size
-        cell = int(clean[np.searchsorted(clean, last, side="right") % len(clean)])
-        self._last_cell[size] = cell
+        cell = self._next(size, near)
+        if cell not in clean:
+            cell = _longest_run(clean)[0]  # where the next ones find their places behind this one
+        self._last_cell[size] = (near, cell)
         return 1 + cell * size
+
+    def _next(self, size: int, near: int | None) -> int:
+        """The cell that continues the row of the last one."""
+        asked, last = self._last_cell.get(size, (None, -1))
+        if near is not None and near != asked:  # the first fork of a branch; its siblings follow it
+            last = (near - 1) // size
+        return last + 1
 
     def _clean_cells(self, room: int) -> tuple[int, npt.NDArray[np.int64]]:
         """(pages of a cell, the cells that are free as a whole)."""
         size = 1 << max(0, room - 1).bit_length()
         count = (len(self._flags) - 1) // size
         return size, np.flatnonzero(self._view[1 : 1 + count * size].reshape(count, size).all(1))
+
+
+def _longest_run(ascending: npt.NDArray[np.int64]) -> tuple[int, int]:
+    """(first number, length) of the longest stretch of consecutive numbers; length 0 if there are none."""
+    if not len(ascending):
+        return 0, 0
+    firsts = np.flatnonzero(np.diff(ascending, prepend=-2) > 1)
+    lengths = np.diff(firsts, append=len(ascending))
+    longest = int(lengths.argmax())
+    return int(ascending[firsts[longest]]), int(lengths[longest])

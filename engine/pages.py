@@ -25,7 +25,7 @@ EVICTION_BATCH_PAGES = 16  # at most; contiguous pools evict several pages at on
 #
 # States of a page: dummy (page 0) | free | cached (ref 0, registered, evictable) | used (ref >= 1)
 
-MAKE_ROOM_ATTEMPTS = 4  # each looks at all free pages
+MAKE_ROOM_ATTEMPTS = 16  # each looks at all free pages
 
 
 class OutOfPages(Exception):
@@ -292,19 +292,19 @@ class Pages:
             evict = min(len(self._cache), max(n - self._free.count, self._eviction_batch))
             self._free.give([self._cache.evict() for _ in range(evict)])
         if after is None and room >= n:
-            self._make_room(room)
+            self._make_room(room, near)
         pages = self._free.take(after, n, room, near)
         for page in pages:
             self._ref[page] = 1
         return pages
 
-    def _make_room(self, room: int) -> None:
-        """Evict what was used longest ago for a place where a new run of `room` pages stays in one piece.
+    def _make_room(self, room: int, near: int | None) -> None:
+        """Evict what was used longest ago for a row of places where new runs of `room` pages stay in one piece.
 
         Only while the cache holds a quarter of the pool: free pages between cached ones are worth less than one run.
         """
         attempts = MAKE_ROOM_ATTEMPTS
-        while attempts and 4 * len(self._cache) >= self.num_pages and not self._free.has_cell(room):
+        while attempts and 4 * len(self._cache) >= self.num_pages and not self._free.has_cells(room, near):
             self._free.give([self._cache.evict() for _ in range(min(room, len(self._cache)))])
             attempts -= 1
 
