@@ -53,7 +53,8 @@ def main(model: str, rounds: int, max_tokens: int, threads: int | None, output: 
             shared = bench.shared_prefix()
     text = "\n".join(
         [
-            f"{describe()}. Model {model}, {rounds} interleaved rounds, median (lowest-highest). "
+            f"{describe()}.",
+            f"Model {model}, {rounds} interleaved rounds, median (lowest-highest).",
             f"Command: `drafthouse bench serve --rounds {rounds} --max-tokens {max_tokens}`.",
             "",
             *_table(("", "Drafthouse, HTTP, tokens/s", "transformers generate, tokens/s", "ratio"), throughput),
