@@ -255,9 +255,8 @@ class Engine:
             self._finish(sequence, Finish(FinishReason.ERROR, None, one.failure.code, one.failure.message))
             return
         sequence.tokens.append(one.token)
-        sequence.cumulative_logprob += one.logprob
         delta.token_ids.append(one.token)
-        delta.cumulative_logprob = sequence.cumulative_logprob
+        delta.logprobs.append(one.logprob)
         if one.score is not None:
             delta.scores.append(one.score)
         self._counters.generated_tokens += 1
@@ -342,8 +341,7 @@ class Engine:
         _, output = self._output(sequence.active)
         delta = output.deltas.get(sequence.choice)
         if delta is None:
-            delta = Delta(sequence.choice, cumulative_logprob=sequence.cumulative_logprob)
-            output.deltas[sequence.choice] = delta
+            delta = output.deltas[sequence.choice] = Delta(sequence.choice)
         return delta
 
     def _flush(self) -> None:

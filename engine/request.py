@@ -70,15 +70,15 @@ class Delta:
 
     choice: int  # 0-based within the request
     token_ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)  # raw, one per token
     scores: list[TokenScore] = field(default_factory=list)  # one per token when logprobs were asked for
-    cumulative_logprob: float = 0.0  # raw, over all tokens of the choice so far
     finish: Finish | None = None
 
     def absorb(self, later: Delta) -> None:
         """Append a later delta of the same choice."""
         self.token_ids += later.token_ids
+        self.logprobs += later.logprobs
         self.scores += later.scores
-        self.cumulative_logprob = later.cumulative_logprob
         self.finish = later.finish
 
 

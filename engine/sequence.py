@@ -20,7 +20,6 @@ class Sequence:
     branch: Branch | None = None  # page table; None while nothing is cached
     slot: int | None = None  # parameter slot, kept through preemption until the end
     admitted: bool = False  # its parameters have been written into the slot
-    cumulative_logprob: float = 0.0  # raw, over the generated tokens
     finish: Finish | None = None
     preemptions: int = 0
 

@@ -73,10 +73,8 @@ class ChoiceStream:
         self._count = 0  # tokens
         self._event = ChoiceEvent(index)
         self._released = 0  # characters given out
-        # Tokens behind a stop string may arrive with it or be cut off before, as timing has it. Summing the scores
-        # ourselves keeps the reported sum independent of that.
-        self._own_sum = bool(options.stops) and request.logprobs is not None and not request.processed_logprobs
-        self._sum = 0.0
+        # up to the token that ends the text: those behind a stop string arrive or not, as timing has it
+        self._cumulative_logprob = 0.0
 
     def feed(self, delta: Delta) -> list[ChoiceEvent]:
         """Events of a delta; the last one has `end` when the choice is over."""
@@ -85,15 +83,16 @@ class ChoiceStream:
         last = len(delta.token_ids) - 1
         for at, token in enumerate(delta.token_ids):
             ending = finish is not None and finish.stop_token_id is not None and at == last
+            self._cumulative_logprob += delta.logprobs[at]
             self._token(token, delta.scores[at] if delta.scores else None, ending)
             if self._matcher.matched is not None:
-                events.append(self._close("stop", self._matcher.matched, delta))
+                events.append(self._close("stop", self._matcher.matched))
                 return events
             interval = self._options.interval
             if interval is not None and at != last and len(self._event.token_ids) >= interval:
                 events.append(self._take())
         if finish is not None:
-            events.append(self._finish(finish, delta))
+            events.append(self._finish(finish))
         elif self._due():
             events.append(self._take())
         return events
@@ -108,8 +107,6 @@ class ChoiceStream:
         options = self._options
         self._count += 1
         self._event.token_ids.append(token)
-        if score is not None:
-            self._sum += score.logprob
         hidden = (ending and not (options.include_stop and token in self._request.stop_token_ids)) or (
             options.skip_special and token in self._codec.special_ids
         )
@@ -128,24 +125,23 @@ class ChoiceStream:
         while self._waiting and self._waiting[0].at < self._released:
             self._event.entries.append(self._waiting.popleft())
 
-    def _finish(self, finish: Finish, delta: Delta) -> ChoiceEvent:
+    def _finish(self, finish: Finish) -> ChoiceEvent:
         tail = self._detokenizer.finish()
         self._release(self._matcher.feed(tail, armed=self._count > self._request.min_tokens))
         if self._matcher.matched is not None:
-            return self._close("stop", self._matcher.matched, delta)
+            return self._close("stop", self._matcher.matched)
         self._release(self._matcher.flush())
         self._event.entries += self._waiting
         if finish.reason in (FinishReason.ERROR, FinishReason.ABORT):
-            return self._close("length", "error", delta, _failure(finish))
+            return self._close("length", "error", _failure(finish))
         named = finish.stop_token_id if finish.stop_token_id in self._request.stop_token_ids else None
-        return self._close(finish.reason.value, named, delta)
+        return self._close(finish.reason.value, named)
 
     def _close(
-        self, reason: str, stop_reason: str | int | None, delta: Delta, failure: dict[str, str] | None = None
+        self, reason: str, stop_reason: str | int | None, failure: dict[str, str] | None = None
     ) -> ChoiceEvent:
         self.done = True
-        total = self._sum if self._own_sum else delta.cumulative_logprob
-        self._event.end = End(reason, stop_reason, total, failure)
+        self._event.end = End(reason, stop_reason, self._cumulative_logprob, failure)
         return self._take()
 
     def _take(self) -> ChoiceEvent:

@@ -143,7 +143,6 @@ class _Writer:
     def __init__(self, runner: FakeRunner, request: DecodeRequest, choice: int) -> None:
         self._runner, self._request, self._choice = runner, request, choice
         self._tokens: list[int] = []
-        self._sum = 0.0
         script = runner.behaviour.script
         self._script = None if script is None else script(request, choice)
         self._values: dict[str, Any] = {}
@@ -152,7 +151,7 @@ class _Writer:
 
     def write(self, count: int) -> Delta:
         """Up to `count` more tokens."""
-        request, delta = self._request, Delta(self._choice, cumulative_logprob=self._sum)
+        request, delta = self._request, Delta(self._choice)
         error = self._runner.behaviour.errors.get(self._choice)
         for _ in range(count):
             if error is not None and error[0] == len(self._tokens):
@@ -162,9 +161,8 @@ class _Writer:
             token, final = self._draw(row)
             self._tokens.append(token)
             self._runner.generated += 1
-            self._sum += float(row[token])
             delta.token_ids.append(token)
-            delta.cumulative_logprob = self._sum
+            delta.logprobs.append(float(row[token]))
             if request.logprobs is not None:
                 shown = final if request.processed_logprobs else row
                 delta.scores.append(self._runner.score(shown, token, request.logprobs, request.logprob_token_ids))

@@ -26,10 +26,7 @@ def request(**fields: object) -> DecodeRequest:
 def deltas(tokens: list[int], cuts: list[int], finish: Finish | None) -> list[Delta]:
     borders = [0, *sorted(cut % (len(tokens) + 1) for cut in cuts), len(tokens)]
     parts = [tokens[a:b] for a, b in pairwise(borders)]
-    out, total = [], 0.0
-    for part in parts:
-        total -= len(part)
-        out.append(Delta(0, list(part), [TokenScore(-1.0, 1, ()) for _ in part], total))
+    out = [Delta(0, list(part), [-1.0] * len(part), [TokenScore(-2.0, 1, ()) for _ in part]) for part in parts]
     out[-1].finish = finish
     return out
 
