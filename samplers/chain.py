@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,10 +34,16 @@ class Chain:
     draw: Item
     greedy: bool  # temperature below 1e-5: argmax after the stages that run in greedy mode
     given_order: bool = False  # the listed order was asked for; otherwise stages run by their `order`
+    neutral: tuple[Item, ...] = ()  # named by the request, but at values that change nothing: not executed
 
-    def report(self) -> list[dict[str, Any]]:
-        """The `drafthouse.sampler` value: executed items, every default filled in. Sent back, it resolves to this."""
-        items = [item.report() for item in self.stages]
+    def report(self, below: Collection[str] = ()) -> list[dict[str, Any]]:
+        """The `drafthouse.sampler` value: executed items, every default filled in. Sent back, it resolves to this.
+
+        `below` are parameters that a preset or the model's configuration sets: where the request has switched such a
+        stage off, that is listed too.
+        """
+        items = [item.report() for item in self.neutral if any(field in below for field in item.values)]
+        items += [item.report() for item in self.stages]
         if self.greedy:
             return [*items, {"name": "temperature", "temperature": 0.0}]
         return [*items, self.draw.report()]
@@ -82,7 +88,9 @@ def resolve(fields: Mapping[str, Any], vocab_size: int) -> Chain:
     if given_order:
         active = _in_list_order(active, listed, temperature_last)
     stages = tuple(Item(stage.name, values[stage.name]) for stage in active)
-    return Chain(stages, draw or Item("iid", {}), greedy, given_order or temperature_last)
+    off = [name for name in values if STAGES.get(name).is_neutral(values[name])]
+    neutral = tuple(Item(name, values[name]) for name in off)
+    return Chain(stages, draw or Item("iid", {}), greedy, given_order or temperature_last, neutral)
 
 
 def _public() -> list[Stage]:
