@@ -18,7 +18,6 @@ from engine.runners.torch.step import Span, Step
 
 log = logging.getLogger(__name__)
 _CHECKED_ROWS = (1, 5, 12)  # sizes of the steps on which replay is compared with the model
-_TOLERANCE = 1e-4  # relative to the largest logit
 
 
 class Forward:
@@ -81,9 +80,14 @@ class Forward:
                 except RuntimeError as error:  # an operation that cannot run on other sizes than the traced ones
                     return str(error).strip().splitlines()[-1]
                 difference = (given - expected).abs().max().item()
-                if not difference <= _TOLERANCE * max(1.0, expected.abs().max().item()):
+                if not difference <= _tolerance(expected.dtype) * max(1.0, expected.abs().max().item()):
                     return f"its logits differ by {difference:.2g}"
         return None
+
+
+def _tolerance(dtype: torch.dtype) -> float:
+    """How far replayed logits may be from the model's, relative to the largest: a few roundings of the dtype."""
+    return max(1e-4, 4 * torch.finfo(dtype).eps)
 
 
 def _checked_steps(vocabulary: int) -> list[Step]:

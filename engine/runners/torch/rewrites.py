@@ -108,16 +108,21 @@ def _rotate(graph: Graph, constants: dict[str, Tensor], members: list[_Rotation]
     first = members[0]  # in the graph's order: all it needs is there before its result
     rows, half = first.rows, first.half
     with graph.inserting_before(first.result):
-        signs = torch.cat([-torch.ones(half), torch.ones(half)])
+        dtype = value(first.sin).dtype  # an fp32 factor would promote half-precision queries and keys
+        signs = torch.cat([-torch.ones(half), torch.ones(half)]).to(dtype)
         cos = call(graph, aten.transpose.int, first.cos, 1, 2)
         sin = call(graph, aten.transpose.int, first.sin, 1, 2)
-        sin = call(graph, aten.mul.Tensor, sin, constant(graph, constants, f"signs_{half}", signs))
+        sin = call(graph, aten.mul.Tensor, sin, constant(graph, constants, f"signs_{half}_{dtype}", signs))
         if len(members) > 1:
             (split, _), shape = _piece(rows), rows.args[1]
             both = call(graph, aten.slice.Tensor, split.args[0], 1, 0, sum(split.args[1][: len(members)]))
             rows = call(graph, aten.view.default, both, [*shape[:2], -1, 2 * half])
         rolled = call(graph, aten.roll.default, rows, [half], [3])
-        turned = call(graph, aten.addcmul.default, call(graph, aten.mul.Tensor, rows, cos), rolled, sin)
+        straight = call(graph, aten.mul.Tensor, rows, cos)
+        if dtype == torch.float32:
+            turned = call(graph, aten.addcmul.default, straight, rolled, sin)
+        else:  # addcmul would round once less than the model does
+            turned = call(graph, aten.add.Tensor, straight, call(graph, aten.mul.Tensor, rolled, sin))
         at = 0
         for one in members:
             heads = value(one.rows).shape[2]
