@@ -7,7 +7,10 @@ written out as a plain Python function. It is used only after it has given the e
 
 from __future__ import annotations
 
+import logging
 import operator
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -39,7 +42,7 @@ def build(model: nn.Module, layers: list[LayerSpec], backend: Backend) -> Progra
 
     example = (torch.arange(7, device=device), torch.arange(7, device=device), torch.arange(5, device=device))
     try:
-        with torch.no_grad():
+        with torch.no_grad(), _quiet():
             traced = make_fx(forward, tracing_mode="symbolic", _allow_non_fake_inputs=True)(*example)
     except Exception as error:  # tracing runs arbitrary upstream code; not being traceable is no fault
         raise ReplayError(f"{type(error).__name__}: {error}") from error
@@ -62,6 +65,18 @@ def build(model: nn.Module, layers: list[LayerSpec], backend: Backend) -> Progra
         if node.target in (aten.view.default, aten._unsafe_view.default):
             node.target = aten.reshape.default
     return Program(graph, constants, backend)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Torch logs a stack trace for an operation it cannot trace; the ReplayError says all there is to say."""
+    noisy = logging.getLogger("torch._subclasses.fake_tensor")
+    level = noisy.level
+    noisy.setLevel(logging.CRITICAL)
+    try:
+        yield
+    finally:
+        noisy.setLevel(level)
 
 
 def _constants(traced: GraphModule) -> dict[str, Tensor]:
