@@ -1,6 +1,6 @@
 """The contract of a runner: what the server may ask of whatever executes the model.
 
-Knows nothing about HTTP. `Executor`, the step-level half of the torch runner, lives beside it.
+Knows nothing about HTTP. The step-level contract below it is `engine/executor.py`.
 """
 
 from __future__ import annotations

@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence as Many
-from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from engine.executor import Drawn, Failure, OutOfDeviceMemory, StepResult
 from engine.pages import Branch, Pages
-from engine.request import TokenScore
 from engine.runners.torch.attention import Backend
 from engine.runners.torch.attention_cpu import CpuAttention
 from engine.runners.torch.attention_plain import PlainAttention
@@ -27,32 +26,6 @@ from engine.runners.torch.scores import token_logprobs, token_scores
 from engine.scheduler import Work
 from engine.sequence import Sequence
 from samplers.stack import SamplerStack
-
-
-@dataclass(frozen=True)
-class Failure:
-    """A row that could not be drawn from."""
-
-    code: str
-    message: str
-
-
-@dataclass(slots=True)
-class Drawn:
-    """What one sequence drew in this step."""
-
-    sequence: Sequence
-    token: int
-    logprob: float  # raw model distribution
-    score: TokenScore | None = None
-    failure: Failure | None = None
-
-
-@dataclass(slots=True)
-class StepResult:
-    drawn: list[Drawn] = field(default_factory=list)
-    prompt_scores: list[tuple[Sequence, int, list[TokenScore]]] = field(default_factory=list)  # (whose, from, scores)
-    seconds: dict[str, float] = field(default_factory=dict)  # by part: build, forward, sample
 
 
 class TorchExecutor:
@@ -87,9 +60,15 @@ class TorchExecutor:
     def free(self, slot: int) -> None:
         self.stack.free(slot)
 
-    @torch.inference_mode()
     def execute(self, works: list[Work]) -> StepResult:
         """Run the step."""
+        try:
+            return self._execute(works)
+        except torch.OutOfMemoryError as error:
+            raise OutOfDeviceMemory(str(error)) from error
+
+    @torch.inference_mode()
+    def _execute(self, works: list[Work]) -> StepResult:
         began = time.perf_counter()
         result = StepResult()
         copies = self.pages.drain_copies()
@@ -178,11 +157,13 @@ class TorchExecutor:
         self.pages.truncate(branch, context + len(accepted))
 
     @torch.inference_mode()
-    def mend(self, sequence: Sequence) -> None:
-        """Clear NaN out of a failed sequence's KV before its pages are reused."""
-        if sequence.branch is not None:
-            slots = self.pages.slots(sequence.branch, 0, sequence.branch.length)
-            self.pool.mend(torch.from_numpy(slots).to(self.loaded.device))
+    def mend(self, sequence: Sequence) -> set[int]:
+        """Clear NaN and infinities out of a sequence's KV; returns the pages that held any."""
+        if sequence.branch is None:
+            return set()
+        slots = self.pages.slots(sequence.branch, 0, sequence.branch.length)
+        broken = self.pool.mend(torch.from_numpy(slots).to(self.loaded.device))
+        return set((slots[broken.cpu().numpy()] // self.pages.page_size).tolist())
 
     def check_integrity(self, live: Many[Sequence]) -> None:
         """Raises `engine.pages.IntegrityError` when pages and sequences disagree."""

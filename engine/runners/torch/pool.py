@@ -62,8 +62,15 @@ class KvPool:
         target = (pairs[:, 1:] * self.page_size + offsets).flatten()
         self.move(source, target)
 
-    def mend(self, slots: Tensor) -> None:
-        """Replace NaN and infinities in these slots by zero, so that a masked read of them stays harmless."""
+    def mend(self, slots: Tensor) -> Tensor:
+        """Replace NaN and infinities in these slots by zero, so that a masked read of them stays harmless.
+
+        slots: [N] int64; returns [N] bool: the slots that held any.
+        """
         axis = 1 if self.head_major else 0
+        broken = torch.zeros(len(slots), dtype=torch.bool, device=slots.device)
         for store in (*self.keys, *self.values):
-            store.index_copy_(axis, slots, store.index_select(axis, slots).nan_to_num_(0.0, 0.0, 0.0))
+            held = store.index_select(axis, slots)
+            broken |= ~held.isfinite().all(2).all(1 - axis)
+            store.index_copy_(axis, slots, held.nan_to_num_(0.0, 0.0, 0.0))
+        return broken

@@ -1,0 +1,77 @@
+"""The contract between the engine's loop and the half that owns the model: a planned step in, drawn tokens out.
+
+Knows nothing about torch: rows are sequences, memory is pages. Everything here runs in the engine thread.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Many
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from engine.pages import Pages
+from engine.request import TokenScore
+from engine.scheduler import Work
+from engine.sequence import Sequence
+
+
+class OutOfDeviceMemory(Exception):
+    """A step needs more memory than the device has left. A smaller one may fit."""
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A row that could not be drawn from."""
+
+    code: str
+    message: str
+
+
+@dataclass(slots=True)
+class Drawn:
+    """What one sequence drew in this step."""
+
+    sequence: Sequence
+    token: int
+    logprob: float  # raw model distribution
+    score: TokenScore | None = None
+    failure: Failure | None = None
+
+
+@dataclass(slots=True)
+class StepResult:
+    """Everything a step drew and scored."""
+
+    drawn: list[Drawn] = field(default_factory=list)
+    prompt_scores: list[tuple[Sequence, int, list[TokenScore]]] = field(default_factory=list)  # (whose, from, scores)
+    seconds: dict[str, float] = field(default_factory=dict)  # by part: build, forward, sample
+
+
+class Executor(Protocol):
+    """Owns the model, the KV memory behind `pages` and the sampler state of every slot."""
+
+    pages: Pages
+
+    def admit(self, sequence: Sequence) -> None:
+        """Write a sequence's sampling parameters into its slot. Raises if they cannot be used."""
+        ...
+
+    def free(self, slot: int) -> None:
+        """The slot's sequence has ended; harmless after an `admit` that raised."""
+        ...
+
+    def execute(self, works: list[Work]) -> StepResult:
+        """Run a step whose pages and slots are reserved; pending page copies come first.
+
+        Raises OutOfDeviceMemory, or whatever the forward pass raises. No sampler state has changed then, but the
+        keys and values of these works' sequences are lost.
+        """
+        ...
+
+    def mend(self, sequence: Sequence) -> set[int]:
+        """Clear NaN and infinities out of a sequence's KV; returns the pages that held any."""
+        ...
+
+    def check_integrity(self, live: Many[Sequence]) -> None:
+        """Raises `engine.pages.IntegrityError` when pages and the live sequences disagree."""
+        ...
