@@ -10,6 +10,7 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.routing import Route
 
 from server import document
 from server.boundary import Envelope, Gate
@@ -25,7 +26,7 @@ from server.state import VERSION, ServerState, listed_ids
 def create_app(state: ServerState) -> FastAPI:
     """The application over a state. Raises PresetError if a preset could never be used."""
     for model in state.models:
-        check_presets(model.presets, model.tokenizer, model.runner.vocab_size)
+        check_presets(model.presets, model.tokenizer, model.runner.vocab_size, model.runner.max_model_len)
     app = FastAPI(
         title="Drafthouse",
         version=VERSION,
@@ -33,8 +34,9 @@ def create_app(state: ServerState) -> FastAPI:
         redirect_slashes=False,
     )
     app.state.server = state
-    for module in (chat, completions, models, tokenize, ops):
-        app.include_router(module.router)
+    routers = [module.router for module in (chat, completions, models, tokenize, ops)]
+    for router in routers:
+        app.include_router(router)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _invalid)
     names = [name for model in state.models for name in listed_ids(model)]
@@ -48,7 +50,8 @@ def create_app(state: ServerState) -> FastAPI:
             allow_headers=["*"],
             expose_headers=["x-request-id", "retry-after"],
         )
-    app.add_middleware(Envelope, state=state)
+    paths = frozenset(route.path for router in routers for route in router.routes if isinstance(route, Route))
+    app.add_middleware(Envelope, state=state, paths=paths)
     return app
 
 

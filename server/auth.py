@@ -15,7 +15,7 @@ def check_key(authorization: str | None, keys: Sequence[str]) -> None:
     if not keys:
         return
     scheme, _, given = (authorization or "").partition(" ")
-    token = given.strip().encode() if scheme.lower() == "bearer" else b""
+    token = given.strip().encode("latin-1") if scheme.lower() == "bearer" else b""  # the bytes that were sent
     matches = [hmac.compare_digest(token, key.encode()) for key in keys]
     if not any(matches):
         message = "the API key is wrong" if token else "this server needs an API key: 'Authorization: Bearer <key>'"

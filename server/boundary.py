@@ -40,9 +40,10 @@ def suggest_request_id(connection: HTTPConnection, name: object) -> None:
 class Envelope:
     """Outermost: gives every response an `x-request-id`, counts it, and answers 500 if all else failed."""
 
-    def __init__(self, app: ASGIApp, state: ServerState) -> None:
+    def __init__(self, app: ASGIApp, state: ServerState, paths: frozenset[str]) -> None:
         self._app = app
         self._state = state
+        self._paths = paths  # of the routes: what is refused before it is routed is counted under these
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -68,7 +69,8 @@ class Envelope:
                 await internal().response()(scope, receive, send_with_id)
         finally:
             self._state.in_flight -= 1
-            route = getattr(scope.get("route"), "path", "unmatched")
+            known = scope["path"] if scope["path"] in self._paths else "unmatched"
+            route = getattr(scope.get("route"), "path", known)
             self._state.metrics.http.labels(route, str(info.status or 499)).inc()
 
 

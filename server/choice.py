@@ -137,9 +137,7 @@ class ChoiceStream:
         named = finish.stop_token_id if finish.stop_token_id in self._request.stop_token_ids else None
         return self._close(finish.reason.value, named)
 
-    def _close(
-        self, reason: str, stop_reason: str | int | None, failure: dict[str, str] | None = None
-    ) -> ChoiceEvent:
+    def _close(self, reason: str, stop_reason: str | int | None, failure: dict[str, str] | None = None) -> ChoiceEvent:
         self.done = True
         self._event.end = End(reason, stop_reason, self._cumulative_logprob, failure)
         return self._take()

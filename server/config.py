@@ -73,7 +73,10 @@ class ServeConfig(BaseModel):
         texts = [value] if isinstance(value, str) else value
         if not isinstance(texts, (list, tuple)) or not all(isinstance(text, str) for text in texts):
             return value
-        return [part.strip() for text in texts for part in text.split(",") if part.strip()]
+        parts = [part.strip() for text in texts for part in text.split(",") if part.strip()]
+        if texts and not parts:  # an unset variable of a script must not open the door
+            raise ValueError("is empty")
+        return parts
 
 
 def load_config(flags: Mapping[str, Any], environment: Mapping[str, str], file: Path | None = None) -> ServeConfig:

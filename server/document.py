@@ -78,9 +78,7 @@ def install(app: FastAPI, bodies: Iterable[type[BaseModel]], models: list[str]) 
 
     def build() -> dict[str, Any]:
         if app.openapi_schema is None:
-            document = get_openapi(
-                title=app.title, version=app.version, description=app.description, routes=app.routes
-            )
+            document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
             _, schemas = models_json_schema([(body, "validation") for body in bodies], ref_template=REFERENCE)
             components = document.setdefault("components", {}).setdefault("schemas", {})
             components |= schemas.get("$defs", {}) | {"Error": ERROR_SCHEMA}

@@ -6,6 +6,7 @@ Knows no route and no field; whoever finds a fault names it.
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
@@ -19,17 +20,7 @@ log = logging.getLogger(__name__)
 RETRY_AFTER_S = 1
 LONGEST_MESSAGE = 1000  # characters; messages quote what the client sent
 
-TYPES = {
-    400: "invalid_request_error",
-    401: "authentication_error",
-    403: "permission_error",
-    404: "invalid_request_error",
-    405: "invalid_request_error",
-    413: "invalid_request_error",
-    429: "rate_limit_error",
-    500: "server_error",
-    503: "server_error",
-}
+TYPES = {401: "authentication_error", 403: "permission_error", 429: "rate_limit_error"}  # others by their class
 
 
 @dataclass
@@ -64,6 +55,13 @@ def bad_request(message: str, param: str | None = None, code: str | None = None)
 def refuse(message: str, param: str | None = None, code: str | None = None) -> NoReturn:
     """Raise a 400."""
     raise bad_request(message, param, code)
+
+
+def check_ids(ids: Sequence[int], param: str, vocab_size: int) -> None:
+    """Refuse the first id that the model does not have."""
+    if ids and max(ids) >= vocab_size:
+        at = next(at for at, token in enumerate(ids) if token >= vocab_size)
+        refuse(f"'{param}[{at}]' is outside the vocabulary of {vocab_size}", f"{param}[{at}]")
 
 
 def unavailable(param: str, what: str) -> ApiError:

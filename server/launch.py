@@ -6,12 +6,12 @@ The only module that knows both the engine's runners and the HTTP application.
 from __future__ import annotations
 
 import asyncio
+import ipaddress
 import logging
 import os
 import signal
 import socket
 import sys
-import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -31,6 +31,7 @@ from server.state import Limits, ServedModel, ServerState
 from server.text.codec import TextCodec
 
 log = logging.getLogger(__name__)
+LAST_WORDS_S = 2.0  # for errors to reach clients whose requests were ended
 FATAL_EXIT = 70  # the engine died; a supervisor should start us again
 
 
@@ -97,6 +98,12 @@ class _Server(uvicorn.Server):
         super().__init__(settings)
         self._state = state
         self._grace_s = grace_s
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._draining: asyncio.Task[None] | None = None
+
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        self._loop = asyncio.get_running_loop()
+        await super().serve(sockets)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self._state.draining:  # asked twice: stop now
@@ -104,13 +111,25 @@ class _Server(uvicorn.Server):
             return
         log.info("stopping: %d requests in flight get up to %.0f s", self._state.in_flight, self._grace_s)
         self._state.draining = True
-        threading.Thread(target=self._drain, daemon=True).start()
+        assert self._loop is not None
+        self._loop.call_soon_threadsafe(self._start_draining)  # a signal handler may run anywhere
 
-    def _drain(self) -> None:
-        deadline = time.monotonic() + self._grace_s
-        while self._state.in_flight and time.monotonic() < deadline:
-            time.sleep(0.02)
+    def _start_draining(self) -> None:
+        self._draining = asyncio.ensure_future(self._drain())
+
+    async def _drain(self) -> None:
+        """Requests that have not finished by the end of the grace period end with an error their clients can read."""
+        await self._until_idle(self._grace_s)
+        if self._state.in_flight:
+            log.warning("ending %d requests that are still running", self._state.in_flight)
+            await asyncio.gather(*(model.runner.close(0.0) for model in self._state.models))
+            await self._until_idle(LAST_WORDS_S)
         self.should_exit = True
+
+    async def _until_idle(self, seconds: float) -> None:
+        deadline = time.monotonic() + seconds
+        while self._state.in_flight and time.monotonic() < deadline:
+            await asyncio.sleep(0.02)
 
 
 @dataclass(frozen=True)
@@ -145,10 +164,12 @@ def run(prepared: Prepared) -> int:
         log_level="warning",
         access_log=False,
         timeout_keep_alive=75,
-        timeout_graceful_shutdown=5,
+        timeout_graceful_shutdown=1,
         lifespan="off",
     )
     host, port = prepared.listener.getsockname()[:2]
+    if not state.api_keys and not ipaddress.ip_address(host).is_loopback:
+        log.warning("no API key is set: whoever reaches %s may use this server", host)
     log.info("serving %s on http://%s:%d", ", ".join(model.id for model in state.models), host, port)
     server = _Server(settings, state, prepared.config.grace_s)
 

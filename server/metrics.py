@@ -76,9 +76,7 @@ class Metrics:
             "drafthouse_inter_token_seconds", "Between consecutive tokens of one choice", labels,
             registry=self.registry, buckets=TOKEN_BUCKETS_S,
         )  # fmt: skip
-        self.http = Counter(
-            "drafthouse_http_requests", "HTTP responses", ["route", "status"], registry=self.registry
-        )
+        self.http = Counter("drafthouse_http_requests", "HTTP responses", ["route", "status"], registry=self.registry)
 
     def first_token(self, model: str, seconds: float) -> None:
         (self._ttft.labels(model) if self._labelled else self._ttft).observe(seconds)

@@ -20,11 +20,11 @@ from server.boundary import suggest_request_id
 from server.choice import TextOptions
 from server.errors import refuse, too_long
 from server.generate import Job
-from server.presets import merged, resolve_sampling, sampling_fields
+from server.presets import fields_below, merged, resolve_sampling, sampling_fields
 from server.prompts import PromptInput
-from server.refusals import HANDLED, check_common, refuse_unavailable
-from server.schema.common import PASSED_SAMPLING, GenerationBody
-from server.schema.parse import log_unknown, read_json, refuse_look_alikes, validate
+from server.refusals import HANDLED, check_common, refuse_foreign, refuse_unavailable
+from server.schema.common import INERT, PASSED_SAMPLING, GenerationBody
+from server.schema.parse import log_unknown, read_body_as, refuse_look_alikes, refuse_surrogates, validate
 from server.state import ServedModel, ServerState
 
 WHOLE_ANSWER_INTERVAL_S = 0.1
@@ -56,6 +56,7 @@ class Plan:
     job: Job
     prompts: tuple[PromptInput, ...]
     chain: Chain
+    sampler_report: list[dict[str, Any]]
     seed: int
     n: int  # choices returned per prompt
     stream: bool
@@ -66,19 +67,22 @@ class Plan:
 async def read_call(request: Request, state: ServerState, kind: type[B]) -> Call[B]:
     """Parse and check a generation request."""
     arrived = time.perf_counter()
-    raw = await read_json(request, state.limits.body_bytes)
-    known = (*kind.model_fields, *PASSED_SAMPLING, *HANDLED)
-    refuse_look_alikes(raw, known)
-    raw = expand_xargs(raw)
-    suggest_request_id(request, raw.get("request_id") or raw.get("rid"))
-    body = validate(kind, raw)
+    known = (*kind.model_fields, *PASSED_SAMPLING, *HANDLED, *INERT)
+
+    def prepare(raw: dict[str, Any]) -> dict[str, Any]:
+        suggest_request_id(request, raw.get("request_id") or raw.get("rid"))
+        refuse_look_alikes(raw, known)
+        refuse_foreign(raw, kind)
+        return expand_xargs(raw)
+
+    raw, body = await read_body_as(request, state.limits.body_bytes, kind, prepare)
     model, preset_name = state.find(body.model)
     preset: Mapping[str, Any] = {}
     if preset_name is not None:
         preset = model.presets[preset_name]
         body = validate(kind, merged(raw, preset))
     refuse_unavailable(merged(raw, preset))
-    check_common(body)
+    check_common(body, model.runner.vocab_size)
     log_unknown(raw, known, state.logged_names)
     return Call(state, body, model, raw, preset, arrived)
 
@@ -102,6 +106,7 @@ def expand_xargs(raw: dict[str, Any]) -> dict[str, Any]:
                 value = json.loads(value)
             except (ValueError, RecursionError):
                 refuse(f"'{path}' is not valid JSON", path)
+            refuse_surrogates(value, ("vllm_xargs", name))
         raw[name] = value
     return raw
 
@@ -122,19 +127,12 @@ def make_plan(
     """The plan of a checked call. Without `max_tokens` the default counts, and without that the rest of the context."""
     body, model, limits = call.body, call.model, call.state.limits
     made = best_of or n
-    if len(prompts) * made > limits.choices_per_request:
-        refuse(f"prompts times choices may be at most {limits.choices_per_request}", "prompt")
     layers = (call.request, call.preset, model.generation_defaults)
     chain = resolve_sampling(sampling_fields(body, *layers, model.tokenizer), model.runner.vocab_size)
-    for name in ("stop_token_ids", "logprob_token_ids"):
-        for at, token in enumerate(getattr(body, name) or ()):
-            if token >= model.runner.vocab_size:
-                refuse(f"'{name}[{at}]' is outside the vocabulary of {model.runner.vocab_size}", f"{name}[{at}]")
     if body.logprob_token_ids and logprobs is None:
         refuse("'logprob_token_ids' needs 'logprobs'", "logprob_token_ids")
     seed = secrets.randbits(64) - 2**63 if body.seed is None else body.seed
     stops = tuple(body.stop or ())
-    processed = body.logprobs_mode == "processed"
     identity = f"{prefix}{secrets.token_hex(14)}"
     requests = []
     for index, prompt in enumerate(prompts):
@@ -152,10 +150,9 @@ def make_plan(
                 min_tokens=body.min_tokens or 0,
                 eos_token_ids=frozenset() if body.ignore_eos else model.eos_token_ids,
                 stop_token_ids=frozenset(body.stop_token_ids or ()),
-                # with stop strings the sum of logprobs must end at the match, which takes every token's own
-                logprobs=0 if logprobs is None and stops and not processed else logprobs,
+                logprobs=logprobs,
                 prompt_logprobs=prompt_logprobs,
-                processed_logprobs=processed,
+                processed_logprobs=body.logprobs_mode == "processed",
                 logprob_token_ids=tuple(body.logprob_token_ids or ()),
                 priority=body.priority or 0,
                 cache_salt=body.cache_salt or "",
@@ -179,6 +176,7 @@ def make_plan(
         job=Job(model, tuple(requests), options, made, call.arrived, limits.prompts_in_flight),
         prompts=tuple(prompts),
         chain=chain,
+        sampler_report=chain.report(fields_below(call.preset, model.generation_defaults)),
         seed=seed,
         n=n,
         stream=bool(body.stream),

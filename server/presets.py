@@ -10,10 +10,12 @@ from typing import Any
 
 from samplers.chain import Chain, resolve
 from samplers.contract import SamplerError
-from samplers.registry import STAGES
-from server.errors import ApiError
+from samplers.registry import DRAWS, STAGES
+from server.errors import ApiError, bad_request
 from server.refusals import HANDLED, check_common, refuse_unavailable
+from server.schema.chat import ChatBody
 from server.schema.common import CHECKED_SAMPLING, PASSED_SAMPLING, GenerationBody
+from server.schema.completions import CompletionBody
 from server.schema.parse import validate
 from server.text.codec import TextCodec
 
@@ -25,7 +27,9 @@ class PresetError(ValueError):
     """A preset would fail every request that names it; the message says which one and why."""
 
 
-def check_presets(presets: Mapping[str, Mapping[str, Any]], codec: TextCodec, vocab_size: int) -> None:
+def check_presets(
+    presets: Mapping[str, Mapping[str, Any]], codec: TextCodec, vocab_size: int, max_model_len: int
+) -> None:
     """Refuse at start what no request could use. Raises PresetError."""
     names = set(GenerationBody.model_fields) - NOT_PRESETTABLE | set(PASSED_SAMPLING)
     for name, fields in presets.items():
@@ -37,17 +41,27 @@ def check_presets(presets: Mapping[str, Mapping[str, Any]], codec: TextCodec, vo
         if unknown := [key for key in fields if key not in names and key not in HANDLED]:
             raise PresetError(f"{where}: unknown or not allowed in a preset: {', '.join(map(str, unknown))}")
         try:
-            body = validate(GenerationBody, {"model": "", **fields})
+            body = _body_of_any_endpoint(fields)
             refuse_unavailable(fields)
-            check_common(body)
+            check_common(body, vocab_size)
+            if (body.max_tokens or 0) >= max_model_len:
+                raise bad_request(f"'max_tokens' must be below the context of {max_model_len}")
             resolve_sampling(sampling_fields(body, {}, fields, {}, codec), vocab_size)
         except (ApiError, SamplerError) as error:
             raise PresetError(f"{where}: {error}") from error
 
 
+def _body_of_any_endpoint(fields: Mapping[str, Any]) -> GenerationBody:
+    """The preset alone as a request. Raises ApiError when it fits neither endpoint."""
+    try:
+        return validate(ChatBody, {"model": "", "messages": [{"role": "user", "content": ""}], **fields})
+    except ApiError:
+        return validate(CompletionBody, {"model": "", "prompt": "", **fields})
+
+
 def merged(request: Mapping[str, Any], preset: Mapping[str, Any]) -> dict[str, Any]:
-    """One body of both; null in a request means absent."""
-    return {**preset, **{name: value for name, value in request.items() if value is not None}}
+    """One body of both."""
+    return {**preset, **{name: value for name, value in request.items() if _is_given(name, value)}}
 
 
 def sampling_fields(
@@ -66,15 +80,22 @@ def sampling_fields(
     fallbacks = {name: defaults[name] for name in GENERATION_CONFIG if defaults.get(name) is not None}
     if defaults.get("do_sample") is False:
         fallbacks["temperature"] = 0.0
-    own = {name for name, value in request.items() if value is not None}
+    own = {name for name, value in request.items() if _is_given(name, value)}
     if "bad_words" in own:
         own.add("bad_words_ids")
     if "sampler" in values and "sampler" not in own:
-        values["sampler"] = [_overridden(item, values, own) for item in _items(values["sampler"])]
+        items = [item for item in _items(values["sampler"]) if not ("draw" in own and "draw" in _fields(item))]
+        values["sampler"] = [_overridden(item, values, own) for item in items]
     spoken_for = {field for item in _items(values.get("sampler")) for field in _fields(item)}
     if "sampler" in own:  # the request's chain replaces what the preset says about the same stages
         values = {name: value for name, value in values.items() if name in own or name not in spoken_for}
     return {**{name: value for name, value in fallbacks.items() if name not in spoken_for}, **values}
+
+
+def fields_below(preset: Mapping[str, Any], defaults: Mapping[str, Any]) -> set[str]:
+    """Flat names of everything that something other than the request itself sets."""
+    listed = {field for item in _items(preset.get("sampler")) for field in _fields(item)}
+    return {*preset, *(name for name in GENERATION_CONFIG if name in defaults), *listed}
 
 
 def resolve_sampling(fields: Mapping[str, Any], vocab_size: int) -> Chain:
@@ -91,15 +112,22 @@ def bad_word_ids(words: Iterable[str], codec: TextCodec) -> list[list[int]]:
     return [list(sequence) for sequence in sorted(sequences) if sequence]
 
 
+def _is_given(name: str, value: Any) -> bool:
+    """Null means absent, and so does a chain without items."""
+    return value is not None and not (name == "sampler" and value == [])
+
+
 def _items(sampler: Any) -> list[Any]:
     return sampler if isinstance(sampler, list) else [] if sampler is None else [sampler]
 
 
 def _fields(item: Any) -> set[str]:
-    """Flat names of the parameters a chain's item speaks for."""
+    """Flat names of what a chain's item speaks for."""
     name = item.get("name") if isinstance(item, Mapping) else item
-    if not isinstance(name, str) or name not in STAGES:
+    if not isinstance(name, str) or not (name in STAGES or name in DRAWS):
         return set()
+    if name in DRAWS:
+        return {"draw"}
     stage = STAGES.get(name)
     return {param.name for param in stage.params} | set(stage.structured)
 

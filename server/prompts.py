@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from server.errors import bad_request, refuse, too_long, unavailable
+from server.errors import bad_request, check_ids, refuse, too_long, unavailable
+from server.offload import offload
 from server.schema.chat import ChatBody, ConversationBody, Message, ToolCall
 from server.schema.common import GenerationBody
 from server.schema.completions import CompletionBody
@@ -19,6 +20,9 @@ RESERVED_TEMPLATE_NAMES = {
     "continue_final_message", "tokenize", "padding", "truncation", "max_length", "return_tensors", "return_dict",
     "return_assistant_tokens_mask", "tokenizer_kwargs", "sanitize_control_tokens",
 }  # fmt: skip
+
+
+MESSAGE_SIZE = 40  # characters whose tokenization costs as much as rendering one message
 
 
 @dataclass(frozen=True)
@@ -51,57 +55,59 @@ def layout(model: ServedModel, prompt: PromptInput) -> Layout:
         parts.append(detokenizer.feed(token))
         length += len(parts[-1])
     parts.append(detokenizer.finish())
-    return Layout("".join(parts) if prompt.text is None else prompt.text, offsets)
+    decoded = "".join(parts)
+    if before := model.tokenizer.leading_spaces(decoded):
+        offsets, decoded = [max(0, offset - before) for offset in offsets], decoded[before:]
+    return Layout(decoded if prompt.text is None else prompt.text, offsets)
 
 
 async def chat_prompt(
     model: ServedModel, body: ConversationBody, limits: Limits, room: int, cut: int | None
 ) -> PromptInput:
     """The prompt of a conversation. `room` is the longest that can be served, `cut` its wanted length."""
-    text = render(model, body, limits)
-    return await text_prompt(model, text, "messages", bool(body.add_special_tokens), room, cut)
+    text = await render(model, body, limits)
+    (prompt,) = await _text_prompts(model, {"messages": text}, bool(body.add_special_tokens), room, cut)
+    return prompt
 
 
-async def completion_prompts(
-    model: ServedModel, body: CompletionBody, room: int, cut: int | None
-) -> list[PromptInput]:
+async def completion_prompts(model: ServedModel, body: CompletionBody, room: int, cut: int | None) -> list[PromptInput]:
     """All prompts of a completion request, in order."""
-    given = body.prompt
     special = body.add_special_tokens is not False
-    if isinstance(given, str):
-        return [await text_prompt(model, given, "prompt", special, room, cut)]
-    if isinstance(given[0], int):
-        return [_id_prompt(model, given, "prompt", cut)]  # type: ignore[arg-type]
+    match body.prompt:
+        case str(text):
+            return await _text_prompts(model, {"prompt": text}, special, room, cut)
+        case [str(), *_] as texts:
+            named = {f"prompt[{at}]": text for at, text in enumerate(texts)}
+            return await _text_prompts(model, named, special, room, cut)
+        case [int(), *_] as ids:
+            return [_id_prompt(model, ids, "prompt", cut)]
+        case lists:
+            return [_id_prompt(model, ids, f"prompt[{at}]", cut) for at, ids in enumerate(lists)]
+
+
+async def _text_prompts(
+    model: ServedModel, texts: dict[str, str], special: bool, room: int, cut: int | None
+) -> list[PromptInput]:
+    """Texts by the name of their field."""
+    codec = model.tokenizer
+    for param, text in texts.items():
+        if cut is None and codec.surely_longer_than(text, room):
+            limit = model.runner.max_model_len
+            raise too_long(f"'{param}' has {len(text)} characters; the context has {limit} tokens", param)
+    encoded = await codec.encode_all(list(texts.values()), special)
     prompts = []
-    for at, one in enumerate(given):
-        param = f"prompt[{at}]"
-        if isinstance(one, str):
-            prompts.append(await text_prompt(model, one, param, special, room, cut))
+    for (param, text), one in zip(texts.items(), encoded, strict=True):
+        if not one.ids:
+            refuse(f"'{param}' is empty", param)
+        if cut is not None and len(one.ids) > cut:
+            prompts.append(PromptInput(one.ids[-cut:], param))
         else:
-            prompts.append(_id_prompt(model, one, param, cut))  # type: ignore[arg-type]
+            prompts.append(PromptInput(one.ids, param, text, one.added))
     return prompts
 
 
-async def text_prompt(
-    model: ServedModel, text: str, param: str, special: bool, room: int, cut: int | None
-) -> PromptInput:
-    codec = model.tokenizer
-    if cut is None and codec.surely_longer_than(text, room):
-        limit = model.runner.max_model_len
-        raise too_long(f"'{param}' has {len(text)} characters; the context has {limit} tokens", param)
-    encoded = await codec.encode(text, special)
-    if not encoded.ids:
-        refuse(f"'{param}' is empty", param)
-    if cut is not None and len(encoded.ids) > cut:
-        return PromptInput(encoded.ids[-cut:], param)
-    return PromptInput(encoded.ids, param, text, encoded.added)
-
-
 def _id_prompt(model: ServedModel, ids: list[int], param: str, cut: int | None) -> PromptInput:
-    if max(ids) >= model.runner.vocab_size:
-        at = next(at for at, token in enumerate(ids) if token >= model.runner.vocab_size)
-        path = f"{param}[{at}]"
-        refuse(f"'{path}' is outside the vocabulary of {model.runner.vocab_size}", path)
+    check_ids(ids, param, model.runner.vocab_size)
     return PromptInput(ids if cut is None else ids[-cut:], param)
 
 
@@ -110,13 +116,15 @@ def truncation(body: GenerationBody, model: ServedModel, max_tokens: int | None)
     wanted = body.truncate_prompt_tokens
     if wanted is None:
         return None
-    if wanted == 0:
-        refuse("'truncate_prompt_tokens' must be at least 1, or -1", "truncate_prompt_tokens")
     return max(1, model.runner.max_model_len - (max_tokens or 1)) if wanted == -1 else wanted
 
 
-def render(model: ServedModel, body: ConversationBody, limits: Limits) -> str:
+async def render(model: ServedModel, body: ConversationBody, limits: Limits) -> str:
     """The text of a conversation."""
+    return await offload(MESSAGE_SIZE * len(body.messages), _render, model, body, limits)
+
+
+def _render(model: ServedModel, body: ConversationBody, limits: Limits) -> str:
     options = dict(body.chat_template_kwargs or {})
     if reserved := sorted(RESERVED_TEMPLATE_NAMES & options.keys()):
         path = f"chat_template_kwargs.{reserved[0]}"

@@ -8,8 +8,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from server.errors import bad_request, refuse, unavailable
+from server.errors import bad_request, check_ids, refuse, unavailable
+from server.schema.chat import ChatBody
 from server.schema.common import GenerationBody
+from server.schema.completions import CompletionBody
 
 STRUCTURED = (
     "structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar",
@@ -39,6 +41,25 @@ UNAVAILABLE = {
 HANDLED = (*STRUCTURED, "guided_decoding_backend", *UNAVAILABLE)
 
 
+# fields of one endpoint that mean nothing on the other: a limit or a tool that does not apply is no answer to a request
+_NO_EFFECT_ANYWHERE = {"parallel_tool_calls", "include_reasoning", "separate_reasoning"}
+_CHAT = ChatBody.model_fields.keys() - _NO_EFFECT_ANYWHERE
+_COMPLETION = set(CompletionBody.model_fields)
+_FOREIGN = {
+    ChatBody: (_COMPLETION - _CHAT, "/v1/completions"),
+    CompletionBody: (_CHAT - _COMPLETION, "/v1/chat/completions"),
+}
+_ASKS_FOR_NOTHING: tuple[Any, ...] = (None, False, "none", ["text"])
+
+
+def refuse_foreign(fields: Mapping[str, Any], kind: type[GenerationBody]) -> None:
+    """Check a body as sent for fields that belong to the other endpoint."""
+    names, home = _FOREIGN.get(kind, (set(), ""))
+    for name in fields:
+        if name in names and not any(fields[name] is one or fields[name] == one for one in _ASKS_FOR_NOTHING):
+            refuse(f"'{name}' is a field of {home}", name)
+
+
 def refuse_unavailable(fields: Mapping[str, Any]) -> None:
     """Check a merged body for names whose feature is missing."""
     for name in STRUCTURED:
@@ -46,16 +67,18 @@ def refuse_unavailable(fields: Mapping[str, Any]) -> None:
             raise unavailable(name, "structured output is")
     backend = fields.get("guided_decoding_backend")
     if backend is not None and backend not in BACKENDS:
-        raise bad_request(
-            f"unknown 'guided_decoding_backend'; known: {', '.join(BACKENDS)}", "guided_decoding_backend"
-        )
+        raise bad_request(f"unknown 'guided_decoding_backend'; known: {', '.join(BACKENDS)}", "guided_decoding_backend")
     for name, what in UNAVAILABLE.items():
-        if fields.get(name) not in (None, False):
+        if fields.get(name) is not None and fields[name] is not False:
             raise unavailable(name, what)
 
 
-def check_common(body: GenerationBody) -> None:
-    """Fields whose legal values go further than what this build can do."""
+def check_common(body: GenerationBody, vocab_size: int) -> None:
+    """Fields whose legal values go further than what this build or the model can do."""
+    for name in ("stop_token_ids", "logprob_token_ids"):
+        check_ids(getattr(body, name) or (), name, vocab_size)
+    if body.max_tokens is not None and (body.min_tokens or 0) > body.max_tokens:
+        refuse(f"'min_tokens' must not be larger than the {body.max_tokens} tokens to generate", "min_tokens")
     if body.response_format is not None:
         match body.response_format.type:
             case "text":

@@ -49,6 +49,7 @@ class Limits:
 
     body_bytes: int = 16 * 2**20
     choices_per_request: int = 4096  # prompts times n (or best_of)
+    echoed_tokens: int = 2**20  # prompt tokens times choices that are listed with their log-probabilities
     prompts_in_flight: int = 32  # of one request; the others wait in the server
     allow_chat_template: bool = False
 

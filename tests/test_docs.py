@@ -79,7 +79,7 @@ def test_exit_codes_and_preset_exceptions_are_documented() -> None:
 def test_the_example_file_loads_and_its_presets_are_usable() -> None:
     loaded = config.load_config({}, {}, ROOT / "drafthouse.example.yaml")
     assert len(loaded.presets) == 2
-    check_presets(loaded.presets, cast(TextCodec, None), vocab_size=4096)  # no preset needs the tokenizer
+    check_presets(loaded.presets, cast(TextCodec, None), 4096, 2048)  # no preset needs the tokenizer
     defaults = config.ServeConfig()
     assert loaded.model_copy(update={"presets": {}}) == defaults
 
@@ -95,7 +95,7 @@ def test_yaml_in_the_documents_loads(tmp_path: Path) -> None:
     for block in blocks:
         file = tmp_path / "config.yaml"
         file.write_text(block)
-        check_presets(config.load_config({}, {}, file).presets, cast(TextCodec, None), vocab_size=4096)
+        check_presets(config.load_config({}, {}, file).presets, cast(TextCodec, None), 4096, 2048)
 
 
 # --- README

@@ -27,6 +27,7 @@ class CompletionAnswer:
 
     def __post_init__(self) -> None:
         self._layouts: dict[int, Layout] = {}
+        self._echoed: dict[int, CompletionLogprobs] = {}  # by prompt
 
     def whole(self, folded: Folded) -> dict[str, Any]:
         """The body of a response that is not streamed."""
@@ -53,10 +54,7 @@ class CompletionAnswer:
         shown = self._layout(number) if self.echo else None
         logprobs = None
         if self.top is not None:
-            logprobs = CompletionLogprobs(self.names, self.top)
-            if opening and shown is not None:
-                for token, score, at in zip(prompt.ids, folded.prompt_scores[number], shown.offsets, strict=True):
-                    logprobs.add(token, score, at)
+            logprobs = self._echo(number, folded) if opening and self.echo else CompletionLogprobs(self.names, self.top)
             base = len(shown.text) if shown is not None else 0
             for entry in event.entries:
                 logprobs.add(entry.token, entry.score, base + entry.at)
@@ -74,6 +72,16 @@ class CompletionAnswer:
             scores = folded.prompt_scores[number]
             choice["prompt_logprobs"] = prompt_logprobs(prompt.ids, scores, self.names, self.prompt_top)
         return choice
+
+    def _echo(self, prompt: int, folded: Folded) -> CompletionLogprobs:
+        """Log-probabilities of a prompt, to which a choice adds its own."""
+        assert self.top is not None
+        if prompt not in self._echoed:
+            listed = self._echoed[prompt] = CompletionLogprobs(self.names, self.top)
+            ids, scores, shown = self.plan.prompts[prompt].ids, folded.prompt_scores[prompt], self._layout(prompt)
+            for token, score, at in zip(ids, scores, shown.offsets, strict=True):
+                listed.add(token, score, at)
+        return self._echoed[prompt].copy()
 
     def _layout(self, prompt: int) -> Layout:
         if prompt not in self._layouts:

@@ -47,6 +47,14 @@ class Folded:
     def complete(self) -> bool:
         return self.ended == len(self.plan.prompts) * self.plan.job.n
 
+    @property
+    def listed(self) -> int:
+        """How many log-probabilities the response lists, about."""
+        job = self.plan.job
+        k = max((request.logprobs or 0 for request in job.requests), default=0)
+        prompts = sum(map(len, self.prompt_scores.values())) * job.n
+        return (1 + k) * (prompts + sum(len(choice.entries) for choice in self.choices.values()))
+
     def usage(self) -> dict[str, Any]:
         prompt = sum(len(one.ids) for one in self.plan.prompts)
         return {
@@ -58,9 +66,11 @@ class Folded:
         }
 
     def report(self) -> dict[str, Any]:
-        """The `drafthouse` object: what was actually used."""
+        """The `drafthouse` object: what was actually used, in the form a request would say it."""
+        order = {"sampler_order": "given"} if self.plan.chain.given_order else {}
         return {
-            "sampler": self.plan.chain.report(),
+            "sampler": self.plan.sampler_report,
+            **order,
             "spec_decode": False,
             "voting": None,
             "experiment": None,

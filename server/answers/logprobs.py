@@ -6,7 +6,7 @@ Values are finite: minus infinity is written -9999. Knows tokens and scores, not
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from engine.request import TokenScore
@@ -73,6 +73,15 @@ class CompletionLogprobs:
             name = self.names(other)
             top[name] = max(top.get(name, FLOOR), finite(logprob))  # ids with equal text collapse to the larger value
         self.top_logprobs.append(top)
+
+    def copy(self) -> CompletionLogprobs:
+        return replace(
+            self,
+            tokens=self.tokens[:],
+            token_logprobs=self.token_logprobs[:],
+            top_logprobs=self.top_logprobs[:],
+            text_offset=self.text_offset[:],
+        )
 
     def body(self) -> dict[str, Any]:
         return {

@@ -9,7 +9,7 @@ from starlette.responses import Response
 from server.answers.chat import ChatAnswer
 from server.answers.logprobs import TokenNames
 from server.document import generation_operation
-from server.errors import refuse, unavailable
+from server.errors import refuse
 from server.plan import make_plan, read_call
 from server.prompts import chat_prompt, truncation
 from server.routes.common import respond, state_of
@@ -60,9 +60,5 @@ def _check(body: ChatBody) -> None:
         refuse("'top_logprobs' needs 'logprobs': true", "top_logprobs")
     if body.modalities is not None and body.modalities != ["text"]:
         refuse("'modalities' must be [\"text\"]", "modalities")
-    if body.tools is not None:
-        if not body.tools:
-            refuse("'tools' must not be empty", "tools")
-        raise unavailable("tools", "tool calling is")
-    if body.tool_choice not in (None, "none"):
+    if body.tools is None and body.tool_choice not in (None, "none"):
         refuse("'tool_choice' is only allowed with 'tools'", "tool_choice")

@@ -14,6 +14,7 @@ from server.plan import make_plan, read_call
 from server.prompts import completion_prompts, truncation
 from server.routes.common import respond, state_of
 from server.schema.completions import CompletionBody
+from server.state import Limits
 
 router = APIRouter()
 DEFAULT_MAX_TOKENS = 16
@@ -25,7 +26,7 @@ async def completions(request: Request) -> Response:
     state = state_of(request)
     call = await read_call(request, state, CompletionBody)
     body, model = call.body, call.model
-    _check(body)
+    _check(body, state.limits)
     echo = bool(body.echo)
     prompts = await completion_prompts(
         model, body, model.runner.max_model_len, truncation(body, model, body.max_tokens or DEFAULT_MAX_TOKENS)
@@ -55,8 +56,16 @@ async def completions(request: Request) -> Response:
     return await respond(request, answer)
 
 
-def _check(body: CompletionBody) -> None:
+def _check(body: CompletionBody, limits: Limits) -> None:
     """Rules between fields of a completion."""
+    prompts = body.prompt if isinstance(body.prompt, list) and not isinstance(body.prompt[0], int) else [body.prompt]
+    choices = len(prompts) * (body.best_of or body.n or 1)
+    if choices > limits.choices_per_request:
+        refuse(f"prompts times choices may be at most {limits.choices_per_request}", "prompt")
+    if body.echo and body.logprobs is not None:
+        listed = sum(map(len, prompts)) * (body.n or 1)  # characters stand for tokens: never fewer
+        if listed > limits.echoed_tokens:
+            refuse(f"prompt tokens times choices may be at most {limits.echoed_tokens} with their logprobs", "n")
     if body.max_tokens == 0 and not body.echo:
         refuse("'max_tokens' may be 0 only with 'echo'", "max_tokens")
     if body.suffix is not None:

@@ -27,6 +27,7 @@ PAGE = """<!doctype html>
 """
 
 
+@router.head("/health", include_in_schema=False, response_model=None)
 @router.get("/health", **operation("Whether the next request would be served", 503))
 async def health(request: Request) -> Response:
     """200 only when a request would be served."""

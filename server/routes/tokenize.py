@@ -7,10 +7,11 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from server.document import operation
-from server.errors import refuse
+from server.errors import check_ids, refuse
+from server.offload import offload
 from server.prompts import render
 from server.routes.common import json_response, state_of
-from server.schema.parse import log_unknown, read_json, validate
+from server.schema.parse import log_unknown, read_body_as
 from server.schema.tokenize import DetokenizeBody, TokenizeBody
 from server.state import ServedModel, ServerState
 
@@ -22,8 +23,7 @@ router = APIRouter()
 async def tokenize(request: Request) -> Response:
     """Ids of a prompt, or of the prompt a conversation becomes."""
     state = state_of(request)
-    raw = await read_json(request, state.limits.body_bytes)
-    body = validate(TokenizeBody, raw)
+    raw, body = await read_body_as(request, state.limits.body_bytes, TokenizeBody)
     log_unknown(raw, TokenizeBody.model_fields, state.logged_names)
     model = _model(state, body.model)
     if (body.prompt is None) == (body.messages is None):
@@ -31,11 +31,11 @@ async def tokenize(request: Request) -> Response:
     if body.prompt is not None:
         text, special = body.prompt, body.add_special_tokens is not False
     else:
-        text, special = render(model, body, state.limits), bool(body.add_special_tokens)
+        text, special = await render(model, body, state.limits), bool(body.add_special_tokens)
     ids = (await model.tokenizer.encode(text, special)).ids
     answer = {"tokens": ids, "count": len(ids), "max_model_len": model.runner.max_model_len}
     if body.return_token_strs:
-        answer["token_strs"] = [model.tokenizer.token_string(token) for token in ids]
+        answer["token_strs"] = await offload(len(ids), model.tokenizer.token_strings, ids)
     return json_response(answer)
 
 
@@ -44,14 +44,11 @@ async def tokenize(request: Request) -> Response:
 async def detokenize(request: Request) -> Response:
     """The text of ids, special tokens included."""
     state = state_of(request)
-    raw = await read_json(request, state.limits.body_bytes)
-    body = validate(DetokenizeBody, raw)
+    raw, body = await read_body_as(request, state.limits.body_bytes, DetokenizeBody)
     log_unknown(raw, DetokenizeBody.model_fields, state.logged_names)
     model = _model(state, body.model)
-    for at, token in enumerate(body.tokens):
-        if token >= model.runner.vocab_size:
-            refuse(f"'tokens[{at}]' is outside the vocabulary of {model.runner.vocab_size}", f"tokens[{at}]")
-    return json_response({"prompt": model.tokenizer.decode(body.tokens)})
+    check_ids(body.tokens, "tokens", model.runner.vocab_size)
+    return json_response({"prompt": await offload(len(body.tokens), model.tokenizer.decode, body.tokens)})
 
 
 @router.get("/v1/tokenizer_info", **operation("Special tokens and chat template", 404))

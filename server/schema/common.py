@@ -14,6 +14,7 @@ from server.schema.fields import (
     WHOLE,
     Body,
     Count,
+    Cut,
     Flag,
     Int,
     Int64,
@@ -35,7 +36,15 @@ PASSED_SAMPLING = (
     "typical_p", "epsilon_cutoff", "eta_cutoff", "top_n_sigma", "xtc_probability", "xtc_threshold", "mirostat_tau",
     "mirostat_eta", "adaptive_p", "dynatemp_range", "dynatemp_exponent", "dry_multiplier", "dry_base",
     "dry_allowed_length", "dry_penalty_last_n", "dry_sequence_breakers", "no_repeat_ngram_size", "rpg", "reuse_cap",
-    "knn", "ngram_mix", "draw",
+    "knn", "ngram_mix", "top_a", "top_h", "tfs", "smoothing_factor", "smoothing_curve", "repetition_scope",
+    "repetition_last_n", "trie_scope", "draw",
+)  # fmt: skip
+
+
+# no effect on what is generated, and nothing to log
+INERT = (
+    "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention",
+    "verbosity", "prediction", "moderation",
 )  # fmt: skip
 
 
@@ -79,7 +88,7 @@ class GenerationBody(Body):
     no_stop_trim: Flag | None = None
     skip_special_tokens: Flag | None = None
     spaces_between_special_tokens: Flag | None = None
-    truncate_prompt_tokens: Annotated[int, Field(ge=-1), WHOLE] | None = None
+    truncate_prompt_tokens: Cut | None = None
     prompt_logprobs: Annotated[int, Field(ge=0, le=20), WHOLE] | None = None
     logprob_token_ids: Annotated[list[TokenId], Field(max_length=128)] | None = None
     allowed_token_ids: Annotated[list[TokenId], Field(min_length=1)] | None = None

@@ -62,6 +62,12 @@ def _printable(value: str) -> str:
     return value
 
 
+def _not_zero(value: int) -> int:
+    if value == 0:
+        raise PydanticCustomError("cut", "must be at least 1, or -1")
+    return value
+
+
 # behind the range, so that the document shows it: Annotated[int, Field(ge=1), WHOLE]
 WHOLE = BeforeValidator(_whole)
 REAL = BeforeValidator(_number)
@@ -73,6 +79,7 @@ Int64 = Annotated[int, Field(ge=-INT64_MAX - 1, le=INT64_MAX), WHOLE]
 TokenId = Annotated[int, Field(ge=0), WHOLE]
 TokenKey = Annotated[str, Field(max_length=20)]  # a token id as a JSON key
 Count = Annotated[int, Field(ge=1), WHOLE]
+Cut = Annotated[int, Field(ge=-1), WHOLE, AfterValidator(_not_zero)]  # tokens to keep; -1: as many as fit
 RequestId = Annotated[Text, AfterValidator(_printable)]
 _StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_LENGTH)]
 Stops = Annotated[

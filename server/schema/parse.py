@@ -9,13 +9,14 @@ import difflib
 import json
 import logging
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
 from starlette.requests import Request
 
 from server.errors import ApiError, bad_request
+from server.offload import offload
 from server.schema.fields import Body
 
 log = logging.getLogger(__name__)
@@ -34,9 +35,20 @@ CONSTRAINT_FIELDS = (
 )  # fmt: skip
 
 
-async def read_json(request: Request, limit_bytes: int) -> dict[str, Any]:
-    """The body as a JSON object."""
-    return parse_json(await read_body(request, limit_bytes))
+async def read_body_as(
+    request: Request,
+    limit_bytes: int,
+    kind: type[T],
+    prepare: Callable[[dict[str, Any]], dict[str, Any]] = lambda fields: fields,
+) -> tuple[dict[str, Any], T]:
+    """The body as a JSON object that `prepare` may have changed, and as `kind`."""
+    raw = await read_body(request, limit_bytes)
+
+    def work() -> tuple[dict[str, Any], T]:
+        fields = prepare(parse_json(raw))
+        return fields, validate(kind, fields)
+
+    return await offload(len(raw), work)
 
 
 async def read_body(request: Request, limit_bytes: int) -> bytes:
@@ -64,17 +76,18 @@ def parse_json(raw: bytes) -> dict[str, Any]:
     if not isinstance(body, dict):
         raise bad_request("the request body must be a JSON object", None, "invalid_json")
     if b"\\u" in raw:
-        _refuse_surrogates(body)
+        refuse_surrogates(body)
     return body
 
 
-def _refuse_surrogates(value: Any) -> None:
+def refuse_surrogates(value: Any, inside: tuple[str | int, ...] = ()) -> None:
     """Half a UTF-16 pair is a legal JSON escape and no character; nothing after this could encode it."""
-    pending: list[tuple[Any, tuple[str | int, ...]]] = [(value, ())]
+    pending: list[tuple[Any, tuple[str | int, ...]]] = [(value, inside)]
     while pending:
         item, path = pending.pop()
         if isinstance(item, str) and any("\ud800" <= char <= "\udfff" for char in item):
-            raise bad_request(f"'{dotted(path)}' contains an unpaired surrogate", dotted(path))
+            where = f"'{dotted(path)}'" if path else "a key"
+            raise bad_request(f"{where} contains an unpaired surrogate", dotted(path) or None)
         if isinstance(item, dict):
             pending += [(key, path) for key in item] + [(inner, (*path, key)) for key, inner in item.items()]
         elif isinstance(item, list):

@@ -5,7 +5,6 @@ Wraps a Hugging Face fast tokenizer and never changes it. Knows nothing about re
 
 from __future__ import annotations
 
-import asyncio
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,11 +15,11 @@ from typing import Any
 from tokenizers import Tokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
+from server.offload import offload
 from server.text.detokenize import Detokenizer, PieceDetokenizer, WindowDetokenizer
-from server.text.pieces import piece_table
+from server.text.pieces import leading_spaces_removed, piece_table
 
 log = logging.getLogger(__name__)
-LONG_TEXT = 20_000  # characters; longer ones are tokenized in a thread
 
 
 class TemplateError(ValueError):
@@ -50,6 +49,7 @@ class TextCodec:
             index for index, added in self.fast.get_added_tokens_decoder().items() if added.special
         )
         self._pieces = piece_table(self.fast)
+        self._leading_spaces = leading_spaces_removed(self.fast) if self._pieces is not None else 0
 
     @classmethod
     def load(cls, source: str | Path, **options: Any) -> TextCodec:
@@ -76,10 +76,13 @@ class TextCodec:
         return self.longest_piece is not None and len(text) > tokens * self.longest_piece
 
     async def encode(self, text: str, add_special_tokens: bool) -> Encoded:
-        """Long texts are tokenized outside the event loop."""
-        if len(text) < LONG_TEXT:
-            return self._encode(text, add_special_tokens)
-        return await asyncio.to_thread(self._encode, text, add_special_tokens)
+        return await offload(len(text), self._encode, text, add_special_tokens)
+
+    async def encode_all(self, texts: Sequence[str], add_special_tokens: bool) -> list[Encoded]:
+        def work() -> list[Encoded]:
+            return [self._encode(text, add_special_tokens) for text in texts]
+
+        return await offload(sum(map(len, texts)), work)
 
     def _encode(self, text: str, add_special_tokens: bool) -> Encoded:
         encoding = self.fast.encode(text, add_special_tokens=add_special_tokens)
@@ -124,11 +127,15 @@ class TextCodec:
             return PieceDetokenizer(self._pieces)
         return WindowDetokenizer(lambda ids: self.fast.decode(ids, skip_special_tokens=False))
 
-    def decode(self, ids: Sequence[int], skip_special_tokens: bool = False) -> str:
-        """The text of all ids, as an incremental decoder would give it."""
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of all ids, as the tokenizer decodes a whole text."""
         detokenizer = self.detokenizer()
-        kept = (i for i in ids if not (skip_special_tokens and i in self.special_ids))
-        return "".join(map(detokenizer.feed, kept)) + detokenizer.finish()
+        text = "".join(map(detokenizer.feed, ids)) + detokenizer.finish()
+        return text[self.leading_spaces(text) :]
+
+    def leading_spaces(self, text: str) -> int:
+        """Spaces before a text decoded token by token that are not part of it when it is a whole text."""
+        return min(self._leading_spaces, len(text) - len(text.lstrip(" ")))
 
     def token_bytes(self, token: int) -> bytes:
         """What the token alone stands for; for a part of a character not valid UTF-8."""
@@ -140,9 +147,9 @@ class TextCodec:
         """The token as log-probabilities show it; may contain U+FFFD."""
         return self.token_bytes(token).decode("utf-8", "replace")
 
-    def token_string(self, token: int) -> str:
-        """The token as the vocabulary writes it."""
-        return self.fast.id_to_token(token) or ""
+    def token_strings(self, ids: Sequence[int]) -> list[str]:
+        """The tokens as the vocabulary writes them."""
+        return [self.fast.id_to_token(token) or "" for token in ids]
 
     @property
     def eos_token_id(self) -> int | None:

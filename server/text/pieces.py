@@ -48,9 +48,23 @@ def piece_table(tokenizer: Tokenizer) -> list[bytes] | None:
     return table
 
 
+def leading_spaces_removed(tokenizer: Tokenizer) -> int:
+    """Spaces the decoder takes off the beginning of a text: SentencePiece puts one in front when it encodes."""
+    removed = 0
+    for member in _decoders(tokenizer):
+        if member["type"] == "Strip" and member["content"] == " ":
+            removed += member["start"]
+        elif member["type"] == "Metaspace" and member.get("prepend_scheme", "always") != "never":
+            removed += 1
+    return removed
+
+
 def _decoder_kinds(tokenizer: Tokenizer) -> set[str]:
+    return {member["type"] for member in _decoders(tokenizer)}
+
+
+def _decoders(tokenizer: Tokenizer) -> list[dict[str, Any]]:
     if tokenizer.decoder is None:
-        return set()
+        return []
     state: dict[str, Any] = json.loads(tokenizer.decoder.__getstate__())
-    members = state.get("decoders", [state])
-    return {member["type"] for member in members}
+    return list(state.get("decoders", [state]))

@@ -7,6 +7,7 @@ import shutil
 import socket
 import subprocess
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,30 @@ def test_second_signal_stops_at_once(tmp_path: Path) -> None:
             assert time.monotonic() - began < SECOND_SIGNAL_S
     finally:
         server.process.kill()
+
+
+def test_requests_out_of_time_end_with_an_error_their_client_can_read(tmp_path: Path) -> None:
+    server = Server(tmp_path / "log.txt", "--grace-s", "0.3")
+    try:
+        server.wait_ready()
+        with ThreadPoolExecutor(1) as pool, httpx.Client(timeout=60) as http:
+            whole = pool.submit(http.post, server.url + TEXT, json=long_stream() | {"stream": False, "n": 32})
+            with http.stream("POST", server.url + TEXT, json=long_stream() | {"n": 16}) as response:
+                lines = (line for line in response.iter_lines() if line)
+                next(lines)
+                server.terminate()
+                received = list(lines)
+            error = whole.result()
+        assert server.exit_code() == 0 and "Traceback" not in server.output(), server.output()
+    finally:
+        server.process.kill()
+    assert received[-1] == "data: [DONE]" and json.loads(received[-2][6:])["error"]["code"] == "overloaded"
+    assert error.status_code == 503 and error.json()["error"]["code"] == "overloaded"
+
+
+def test_a_key_that_is_empty_opens_nothing() -> None:
+    refused(drafthouse("serve", "--port", "0", "--api-key", "", DRAFTHOUSE_API_KEY="secret"), "api_key", "empty")
+    refused(drafthouse("serve", "--port", "0", DRAFTHOUSE_API_KEY=" , "), "api_key", "empty")
 
 
 def test_taken_port() -> None:

@@ -69,9 +69,7 @@ def test_without_usage_every_chunk_has_a_choice(http: httpx.Client, path: str) -
 def test_usage_in_a_chunk_of_its_own(http: httpx.Client, path: str) -> None:
     *others, last = stream(http, path, stream_options={"include_usage": True})
     assert last["choices"] == [] and all(chunk["usage"] is None and chunk["choices"] for chunk in others)
-    assert last["usage"] == ok(http, path)["usage"] | {
-        "prompt_tokens_details": last["usage"]["prompt_tokens_details"]
-    }
+    assert last["usage"] == ok(http, path)["usage"] | {"prompt_tokens_details": last["usage"]["prompt_tokens_details"]}
 
 
 @pytest.mark.parametrize("path", [CHAT, TEXT])
@@ -123,9 +121,7 @@ def test_empty_bearer(server: str) -> None:
 
 
 @pytest.mark.parametrize("count", [1, 7, 64])
-def test_ignore_eos_gives_exactly_the_tokens_asked_for(
-    http: httpx.Client, reference: Reference, count: int
-) -> None:
+def test_ignore_eos_gives_exactly_the_tokens_asked_for(http: httpx.Client, reference: Reference, count: int) -> None:
     for prompt in (reference.chat_ids(QUESTIONS[1]), reference.ids(CODE[1]), [reference.eos]):
         answer = ok(http, TEXT, prompt=prompt, ignore_eos=True, max_tokens=count, stop=None, return_token_ids=True)
         choice = answer["choices"][0]

@@ -20,6 +20,8 @@ from tests.server.fake_runner import FakeRunner
 TINY = Path(__file__).parents[2] / "models" / "drafthouse-tiny"
 PRESETS = {
     "greedy": {"temperature": 0},
+    "narrow": {"temperature": 0.7, "top_p": 0.3},
+    "noisy": {"draw": "gumbel", "temperature": 0.9},
     "cool": {"sampler": [{"name": "temperature", "temperature": 0.5}, "iid"], "max_tokens": 7},
 }
 

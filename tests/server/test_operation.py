@@ -8,10 +8,11 @@ import threading
 import httpx
 import pytest
 
+from server import offload
 from server.app import create_app
 from server.presets import PresetError
 from server.state import Limits
-from tests.server.conformance.helpers import MODEL, post_chat, refused
+from tests.server.conformance.helpers import MODEL, post_chat, post_completion, refused
 from tests.server.live import Live, fake_state, start
 
 
@@ -82,6 +83,47 @@ def test_chat_template_where_allowed(other: tuple[Live, httpx.Client]) -> None:
         refused(raw.post("/tokenize", json=body | {"chat_template": broken}), "messages")
 
 
+@pytest.mark.parametrize("other", [{"api_keys": ("schlüssel",)}], indirect=True)
+def test_keys_beyond_ascii(other: tuple[Live, httpx.Client]) -> None:
+    _, raw = other
+    assert raw.get("/v1/models", headers={"authorization": "Bearer schlüssel".encode()}).status_code == 200
+    refused(raw.get("/v1/models", headers={"authorization": "Bearer schluessel"}), status=401)
+    refused(raw.get("/v1/nothing"), status=401)
+    text = raw.get("/metrics").text
+    assert 'drafthouse_http_requests_total{route="/v1/models",status="401"} 1.0' in text
+    assert 'drafthouse_http_requests_total{route="unmatched",status="401"} 1.0' in text
+
+
+def test_health_for_probes_without_a_body(raw: httpx.Client) -> None:
+    response = raw.head("/health")
+    assert response.status_code == 200 and not response.content
+
+
+@pytest.mark.parametrize("other", [{"limits": Limits(choices_per_request=8, echoed_tokens=40)}], indirect=True)
+def test_limits_are_checked_before_the_work(other: tuple[Live, httpx.Client], monkeypatch: pytest.MonkeyPatch) -> None:
+    live, raw = other
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("tokenized")
+
+    monkeypatch.setattr(type(live.codec), "_encode", refuse)
+    refused(post_completion(raw, prompt=["a"] * 9), "prompt")
+    refused(post_completion(raw, prompt=["a", "b"], n=5), "prompt")
+    refused(post_completion(raw, prompt=[[7] * 21] * 2, n=1, echo=True, logprobs=0), "n")
+    refused(post_completion(raw, prompt="a" * 21, n=2, echo=True, logprobs=0), "n")
+    assert post_completion(raw, prompt=[[7] * 20] * 2, echo=True, logprobs=0).status_code == 200
+
+
+def test_large_answers_are_the_same_as_small_ones(raw: httpx.Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Built in a thread, choice by choice, or at once."""
+    body = {"prompt": [[5, 6, 7], [8, 9]], "n": 3, "seed": 1, "logprobs": 2, "echo": True}
+    small = post_completion(raw, **body).json()
+    monkeypatch.setattr(offload, "LARGE", 1)
+    large = post_completion(raw, **body).json()
+    assert [small[key] for key in ("choices", "usage")] == [large[key] for key in ("choices", "usage")]
+    assert list(small) == list(large)
+
+
 @pytest.mark.parametrize("other", [{}], indirect=True)
 def test_c91_draining(other: tuple[Live, httpx.Client]) -> None:
     live, raw = other
@@ -136,6 +178,9 @@ def test_metrics(models: int) -> None:
         ({"model": "x"}, "model"), ({"stream": True}, "stream"),
         ({"top_k": 3, "sampler": [{"name": "top_k", "top_k": 4}]}, "top_k"),
         ({"voting": {"rule": "x"}}, "voting"), ({"typical_p": 0.5}, "typical_p"),
+        ({"stop_token_ids": [999999]}, "stop_token_ids"), ({"max_tokens": -3}, "max_tokens"),
+        ({"truncate_prompt_tokens": 0}, "truncate_prompt_tokens"), ({"max_tokens": 10**9}, "max_tokens"),
+        ({"min_tokens": 10, "max_tokens": 5}, "min_tokens"),
     ],
 )  # fmt: skip
 def test_unusable_presets_are_startup_errors(preset: dict[str, object], complaint: str) -> None:

@@ -199,6 +199,6 @@ def test_token_ids(client: openai.OpenAI, live: Live) -> None:
     answer = chat(client, return_token_ids=True, n=2)
     for choice in answer.choices:
         ids = choice.token_ids  # type: ignore[attr-defined]
-        assert live.codec.decode(ids, skip_special_tokens=True) == choice.message.content
+        assert live.codec.decode([one for one in ids if one not in live.codec.special_ids]) == choice.message.content
     total = sum(len(choice.token_ids) for choice in answer.choices)  # type: ignore[attr-defined]
     assert answer.usage is not None and answer.usage.completion_tokens == total

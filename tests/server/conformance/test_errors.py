@@ -44,6 +44,7 @@ def test_c87_unpaired_surrogates(raw: httpx.Client) -> None:
     refused(raw.post("/v1/chat/completions", content='{"model":"\\udc00","messages":[]}'), "model")
     refused(raw.post("/v1/chat/completions", content='{"guided_\\udc00":1}'))
     refused(raw.post("/tokenize", content='{"prompt":"\\ud83d"}'), "prompt")
+    refused(post_chat(raw, **{"vllm_xargs": {"sampler": '{"name": "\\ud800"}'}}), "vllm_xargs.sampler.name")
 
 
 def test_missing_fields(raw: httpx.Client) -> None:

@@ -119,6 +119,39 @@ def test_c114_replay(client: openai.OpenAI) -> None:
     assert report(chat(client, sampler=greedy["sampler"], seed=1))["sampler"] == greedy["sampler"]
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"temperature": 3, "top_p": 0.5, "temperature_last": True},
+        {"sampler": [{"name": "top_p", "top_p": 0.5}, {"name": "temperature", "temperature": 3}]}
+        | {"sampler_order": "given"},
+        {"model": "drafthouse-tiny@narrow", "top_p": 1, "temperature": 1},
+        {"model": "drafthouse-tiny@narrow", "temperature": 0},
+        {"model": "drafthouse-tiny@noisy", "draw": "iid"},
+        {"model": "drafthouse-tiny@noisy", "top_k": 3},
+        {"model": "drafthouse-tiny@cool", "draw": "gumbel"},
+    ],
+)  # fmt: skip
+def test_c114_replay_of_orders_and_presets(client: openai.OpenAI, fields: dict[str, Any]) -> None:
+    first = chat(client, seed=5, return_token_ids=True, **fields)
+    used = {name: value for name, value in report(first).items() if name in ("sampler", "sampler_order", "seed")}
+    model = {"model": fields["model"]} if "model" in fields else {}
+    again = chat(client, return_token_ids=True, **model, **used)
+    assert again.choices[0].token_ids == first.choices[0].token_ids  # type: ignore[attr-defined]
+    assert report(again) == report(first)
+
+
+def test_request_over_preset_for_draws_and_empty_chains(client: openai.OpenAI) -> None:
+    def draw(**fields: Any) -> str:
+        return str(report(chat(client, **fields))["sampler"][-1]["name"])
+
+    assert draw(model="drafthouse-tiny@noisy") == "gumbel"
+    assert draw(model="drafthouse-tiny@noisy", sampler=["iid"]) == "iid"
+    assert draw(model="drafthouse-tiny@cool", draw="gumbel") == "gumbel"
+    cool = "drafthouse-tiny@cool"
+    assert report(chat(client, model=cool, sampler=[]))["sampler"] == report(chat(client, model=cool))["sampler"]
+
+
 def test_c115_cumulative_logprob(client: openai.OpenAI) -> None:
     for seed in range(4):
         choice = complete(client, logprobs=0, seed=seed, max_tokens=60).choices[0]

@@ -9,7 +9,7 @@ import httpx
 import openai
 import pytest
 
-from tests.server.conformance.helpers import chat, complete, post_chat, refused
+from tests.server.conformance.helpers import chat, complete, post_chat, post_completion, refused
 from tests.server.live import Live
 
 
@@ -137,11 +137,25 @@ def test_c41_unknown_extras(client: openai.OpenAI, raw: httpx.Client) -> None:
         ("use_beam_search", True), ("thinking_token_budget", 5), ("custom_logit_processor", "x"), ("lora_path", "x"),
         ("return_hidden_states", True), ("voting", {"rule": "majority"}), ("typical_p", 0.5), ("mirostat_tau", 3),
         ("modalities", ["audio"]), ("audio", {}), ("chat_template", "{{ 1 }}"), ("functions", []),
-        ("retrieval", {}), ("routing", {}), ("experiment", "x"),
+        ("retrieval", {}), ("routing", {}), ("experiment", "x"), ("experiment", 0), ("top_a", 0.5), ("tfs", 0.5),
+        ("top_h", 0.4), ("smoothing_factor", 0.5), ("repetition_last_n", 4), ("trie_scope", "server"),
+        ("best_of", 5), ("suffix", "x"), ("prompt", "x"),
     ],
 )  # fmt: skip
 def test_nothing_is_ignored(raw: httpx.Client, field: str, value: Any) -> None:
     refused(post_chat(raw, **{field: value}), field)
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("messages", []), ("tools", [{"type": "function"}]), ("tool_choice", "required"), ("max_completion_tokens", 2),
+        ("modalities", ["audio"]), ("chat_template", "x"), ("reasoning_effort", "low"), ("top_logprobs", 2),
+    ],
+)  # fmt: skip
+def test_fields_of_the_other_endpoint(raw: httpx.Client, field: str, value: Any) -> None:
+    refused(post_completion(raw, **{field: value}), field)
+    assert post_completion(raw, **{field: None}).status_code == 200
 
 
 def test_harmless_fields(client: openai.OpenAI) -> None:
@@ -157,7 +171,7 @@ def test_harmless_fields(client: openai.OpenAI) -> None:
     assert words(chat(client, **harmless)) == plain
 
 
-def test_cumulative_temperature_extremes(client: openai.OpenAI) -> None:
+def test_temperature_extremes(client: openai.OpenAI) -> None:
     for temperature in (1e-6, 100):
         answer = chat(client, temperature=temperature)
         assert math.isfinite(answer.choices[0].cumulative_logprob)  # type: ignore[attr-defined]

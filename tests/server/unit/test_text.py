@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
 
 from server.text.codec import TemplateError, TextCodec
 from server.text.detokenize import PieceDetokenizer, WindowDetokenizer
@@ -80,6 +81,18 @@ def test_sentencepiece_like_vocabularies_have_pieces() -> None:
     assert table is not None
     detokenizer = PieceDetokenizer(table)
     assert [detokenizer.feed(token) for token in (1, 3, 4, 5)] == [" the", "", "é", "s"]
+    codec = TextCodec(PreTrainedTokenizerFast(tokenizer_object=tokenizer))
+    for ids in ([1, 5], [5, 1], [2, 2, 5], [2], []):
+        assert codec.decode(ids) == tokenizer.decode(ids, skip_special_tokens=False)
+
+
+def test_metaspace_decoders_put_no_space_in_front() -> None:
+    tokenizer = Tokenizer(models.BPE(vocab={"▁the": 0, "▁": 1, "s": 2}, merges=[]))
+    for scheme in ("always", "first", "never"):
+        tokenizer.decoder = decoders.Metaspace("▁", scheme)
+        codec = TextCodec(PreTrainedTokenizerFast(tokenizer_object=tokenizer))
+        for ids in ([0, 0], [2, 0], [1, 0]):
+            assert codec.decode(ids) == tokenizer.decode(ids, skip_special_tokens=False), (scheme, ids)
 
 
 def test_vocabularies_whose_text_depends_on_neighbours_have_none() -> None:
