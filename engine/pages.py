@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 
 import numpy as np
 
@@ -182,6 +182,16 @@ class Pages:
             return
         for i, tokens in enumerate(token_pages(token_ids, self.page_size, known, full), known):
             branch.prefixes.append(self._cache.register(branch.pages[i], branch.prefixes[-1], tokens))
+
+    def forget(self, branch: Branch, damaged: Container[int]) -> None:
+        """Nobody finds this branch's pages any more, from the first of the `damaged` ones on; who has them keeps them.
+
+        What others have cached behind them, computed from them, is not found either, not even when the same tokens
+        have been computed anew.
+        """
+        first = next((i for i, page in enumerate(branch.pages) if page in damaged), len(branch.pages))
+        for page in branch.pages[first:]:
+            self._cache.disown(page)
 
     def fork(self, branch: Branch) -> Branch:
         """A second branch over the same pages, the partial tail included. Reserved slots must have been written."""

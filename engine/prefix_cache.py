@@ -93,6 +93,13 @@ class PrefixCache:
         if prefix is not None:
             prefix.page = None
 
+    def disown(self, page: int) -> None:
+        """Unregister a page in use whose content is wrong, and cut off every longer prefix: its parent is unlisted."""
+        prefix = self.registered.get(page)
+        if prefix is not None:
+            self.forget(page)
+            del self._listed[prefix.hash]
+
     # ---- order of eviction
 
     def retire(self, page: int) -> bool:

@@ -79,13 +79,18 @@ class Scheduler:
         return works
 
     def fork_followers(self, work: Work) -> None:
-        """After the prompt's forward pass: the followers that draw in this step share its pages."""
-        for follower in work.draws:
-            if follower is not work.sequence:
-                assert work.sequence.branch is not None
-                follower.branch = self.pages.fork(work.sequence.branch)
-                follower.computed = work.sequence.computed
-                self.running.append(follower)
+        """After the prompt's forward pass: the followers that draw in this step share its pages.
+
+        They run right behind their leader, before prompts that were admitted after it.
+        """
+        if len(work.draws) < 2:
+            return
+        leader = work.sequence
+        assert leader.branch is not None and work.draws[0] is leader
+        for place, follower in enumerate(work.draws[1:], self.running.index(leader) + 1):
+            follower.branch = self.pages.fork(leader.branch)
+            follower.computed = leader.computed
+            self.running.insert(place, follower)
 
     def finish(self, sequence: Sequence) -> None:
         """Give back everything a sequence holds, wherever it is; harmless when repeated."""
@@ -106,9 +111,22 @@ class Scheduler:
         self.pages.release(sequence.branch)
         sequence.branch = None
         sequence.computed = 0
-        sequence.preemptions += 1
         self.preemptions += 1
         self._wait(sequence)
+
+    def halve(self, works: list[Work]) -> bool:
+        """A planned step was too large for the device: its sequences wait again, steps get half as large.
+
+        False, and nothing changes, if it was no larger than one token for every slot.
+        """
+        rows = sum(work.count for work in works)
+        if rows <= self.max_seqs:
+            return False
+        self.max_batch_tokens = max(self.max_seqs, rows // 2)
+        for work in works:
+            work.sequence.active.followers[:0] = [s for s in work.draws if s is not work.sequence]
+            self.preempt(work.sequence)
+        return True
 
     def _wait(self, sequence: Sequence) -> None:
         bisect.insort(self.waiting, sequence, key=lambda s: s.key)
@@ -147,9 +165,8 @@ class Scheduler:
             return None
         self.waiting.remove(sequence)
         sequence.branch, sequence.computed = branch, cached
-        if sequence.slot is None:
+        if sequence.slot is None:  # else it has been preempted and finds what it has computed itself
             sequence.slot = self.free_slots.pop()
-        if sequence.position == 0:
             sequence.active.cached_tokens = max(sequence.active.cached_tokens, cached)
         self.running.append(sequence)
         return Work(sequence, take)
@@ -161,8 +178,9 @@ class Scheduler:
         work.draws.append(sequence)
         followers, sequence.active.followers = sequence.active.followers, []
         for follower in followers:
-            if self.free_slots:
+            if follower.slot is None and self.free_slots:
                 follower.slot = self.free_slots.pop()
-                work.draws.append(follower)
-            else:
+            if follower.slot is None:
                 self._wait(follower)  # comes back through the prefix cache
+            else:
+                work.draws.append(follower)

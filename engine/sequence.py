@@ -21,7 +21,6 @@ class Sequence:
     slot: int | None = None  # parameter slot, kept through preemption until the end
     admitted: bool = False  # its parameters have been written into the slot
     finish: Finish | None = None
-    preemptions: int = 0
 
     @property
     def prompt_length(self) -> int:
