@@ -14,6 +14,7 @@ from engine.request import DecodeRequest, FinishReason
 from samplers.chain import resolve
 from server.config import ConfigError, load_config
 from server.launch import serve_model
+from server.state import ServedModel
 
 
 def generate_once(
@@ -72,7 +73,7 @@ def _sampler(text: str | None) -> Any:
         raise ConfigError(f"--sampler is not valid JSON: {error}") from None
 
 
-async def _print_choices(served: Any, request: DecodeRequest) -> None:
+async def _print_choices(served: ServedModel, request: DecodeRequest) -> None:
     detokenizers = [served.tokenizer.detokenizer() for _ in range(request.n)]
     texts = [""] * request.n
     async for output in served.runner.submit(request):

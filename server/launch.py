@@ -31,6 +31,7 @@ from server.state import Limits, ServedModel, ServerState
 from server.text.codec import TextCodec
 
 log = logging.getLogger(__name__)
+OnFatal = Callable[[BaseException], None]  # called from the engine thread when the engine has died
 LAST_WORDS_S = 2.0  # for errors to reach clients whose requests were ended
 FATAL_EXIT = 70  # the engine died; a supervisor should start us again
 
@@ -41,7 +42,7 @@ def engine_settings(config: ServeConfig) -> EngineSettings:
     return EngineSettings(**{name: getattr(config, name) for name in names})
 
 
-def serve_model(name: str, config: ServeConfig, served_id: str | None = None, on_fatal: Any = None) -> ServedModel:
+def serve_model(name: str, config: ServeConfig, served_id: str | None = None, on_fatal: OnFatal | None = None) -> ServedModel:
     """Load one model. Raises ConfigError, UnsupportedModelError, SettingsError or OSError."""
     began = time.monotonic()
     folder = locate(name)
@@ -73,7 +74,7 @@ def serve_model(name: str, config: ServeConfig, served_id: str | None = None, on
     return model
 
 
-def build_state(config: ServeConfig, on_fatal: Any = None) -> ServerState:
+def build_state(config: ServeConfig, on_fatal: OnFatal | None = None) -> ServerState:
     """Load every model the configuration names. Raises as `serve_model`, and ConfigError."""
     served = [serve_model(config.model, config, config.served_name, on_fatal)]
     if config.draft_model is not None:

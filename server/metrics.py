@@ -48,7 +48,7 @@ class RunnerCollector(Collector):
             kind = GaugeMetricFamily if field in GAUGES else CounterMetricFamily
             family = kind(f"drafthouse_{field}", text, labels=self._labels)
             for name, stats in snapshots.items():
-                family.add_metric([name][: len(self._labels)], getattr(stats, field))
+                family.add_metric(self._model(name), getattr(stats, field))
             yield family
         # a gauge in form because its stable name has no `_total`; it only grows
         seconds = GaugeMetricFamily(
@@ -56,8 +56,12 @@ class RunnerCollector(Collector):
         )
         for name, stats in snapshots.items():
             for part, value in (stats.step_seconds or {}).items():
-                seconds.add_metric([*[name][: len(self._labels)], part], value)
+                seconds.add_metric([*self._model(name), part], value)
         yield seconds
+
+    def _model(self, name: str) -> list[str]:
+        """Values of the labels that name a model."""
+        return [name] if self._labels else []
 
 
 class Metrics:

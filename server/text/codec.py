@@ -76,18 +76,19 @@ class TextCodec:
         return self.longest_piece is not None and len(text) > tokens * self.longest_piece
 
     async def encode(self, text: str, add_special_tokens: bool) -> Encoded:
-        return await offload(len(text), self._encode, text, add_special_tokens)
+        (encoded,) = await self.encode_all([text], add_special_tokens)
+        return encoded
 
     async def encode_all(self, texts: Sequence[str], add_special_tokens: bool) -> list[Encoded]:
-        def work() -> list[Encoded]:
-            return [self._encode(text, add_special_tokens) for text in texts]
+        return await offload(sum(map(len, texts)), self._encode, texts, add_special_tokens)
 
-        return await offload(sum(map(len, texts)), work)
-
-    def _encode(self, text: str, add_special_tokens: bool) -> Encoded:
-        encoding = self.fast.encode(text, add_special_tokens=add_special_tokens)
-        mask = encoding.special_tokens_mask if add_special_tokens else []
-        return Encoded(encoding.ids, next((i for i, added in enumerate(mask) if not added), len(mask)))
+    def _encode(self, texts: Sequence[str], add_special_tokens: bool) -> list[Encoded]:
+        """As a batch, for only that lets other Python threads run meanwhile."""
+        encoded = []
+        for one in self.fast.encode_batch(list(texts), add_special_tokens=add_special_tokens):
+            mask = one.special_tokens_mask if add_special_tokens else []
+            encoded.append(Encoded(one.ids, next((i for i, added in enumerate(mask) if not added), len(mask))))
+        return encoded
 
     def encode_plain(self, text: str) -> list[int]:
         """Ids of a short text, nothing added."""
