@@ -36,8 +36,10 @@ class EngineSettings:
                 raise SettingsError(f"{name} must be at least 1, got {value}")
         if self.page_size is not None and (self.page_size < 1 or self.page_size & (self.page_size - 1)):
             raise SettingsError(f"page_size must be a power of two, got {self.page_size}")
-        if self.max_queued_requests < 0:
-            raise SettingsError(f"max_queued_requests must be at least 0, got {self.max_queued_requests}")
+        for name in ("max_queued_requests", "max_queued_tokens"):
+            value = getattr(self, name)
+            if value is not None and value < 0:
+                raise SettingsError(f"{name} must be at least 0, got {value}")
         if self.device is not None and not re.fullmatch(r"cpu|cuda(:\d+)?", self.device):
             raise SettingsError(f"device must be cpu, cuda or cuda:N, got {self.device}")
         if self.dtype not in (None, "float32", "bfloat16", "float16"):

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
-from engine.runners.torch.gate import UnsupportedModelError, inspect
-from engine.runners.torch.loader import check, sizes
+from engine.runners.base import Capability
+from engine.runners.torch.executor import TorchExecutor
+from engine.runners.torch.gate import HINT, UnsupportedModelError, inspect
+from engine.runners.torch.loader import MIN_TOKENS, check, sizes
+from engine.runners.torch.pool import bytes_per_token
+from engine.runners.torch.runner import TorchRunner
 from engine.settings import EngineSettings, SettingsError
 from tests.engine.driver import Driver
 from tests.engine.tiny_models import tiny_model
@@ -31,11 +37,48 @@ def test_refused_with_the_reason_and_a_hint(kind: str, reason: str) -> None:
     with pytest.raises(UnsupportedModelError) as caught:
         check(tiny_model(kind), EngineSettings())
     assert caught.value.reason.startswith(reason), caught.value.reason
-    assert kind in str(caught.value) and "--runner" in str(caught.value)
+    assert kind in str(caught.value) and HINT in str(caught.value)
+    assert "--runner" not in HINT  # there is no other runner to choose yet
 
 
-def test_a_model_that_ignores_us_is_caught_by_its_logits() -> None:
-    model = tiny_model("llama")
+def test_values_wider_than_keys_are_refused_with_a_reason() -> None:
+    with pytest.raises(UnsupportedModelError, match="value_size:32 > 24"):
+        check(tiny_model("deepseek_v3", v_head_dim=32), EngineSettings())
+
+
+def test_a_backend_that_fails_is_a_refusal_not_a_crash(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("injected")
+
+    monkeypatch.setattr("engine.runners.torch.gate.PlainAttention.attend", broken)
+    with pytest.raises(UnsupportedModelError, match="forward_failed:RuntimeError: injected"):
+        check(tiny_model("llama"), EngineSettings())
+
+
+@pytest.mark.parametrize("kind", ["qwen3_moe", "mixtral", "gpt_oss", "llama"])
+def test_experts_that_flip_in_half_precision_are_no_reason_to_refuse(kind: str) -> None:
+    for seed in range(6):
+        model = tiny_model(kind, seed).bfloat16()
+        tensors = {name: (t.dtype, t.data_ptr()) for name, t in [*model.named_parameters(), *model.named_buffers()]}
+        loaded = check(model, EngineSettings())
+        assert loaded.dtype == torch.bfloat16
+        assert tensors == {
+            name: (t.dtype, t.data_ptr()) for name, t in [*model.named_parameters(), *model.named_buffers()]
+        }
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, "quantised"])
+@pytest.mark.parametrize("kind", ["llama", "mixtral"])
+def test_a_model_that_ignores_us_is_caught_by_its_logits(
+    kind: str, dtype: torch.dtype | str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = tiny_model(kind)
+    if dtype == "quantised":
+        monkeypatch.setattr("engine.runners.torch.gate.can_be_widened", lambda _: False)
+        check(tiny_model("llama").bfloat16(), EngineSettings())  # the comparison in bf16 lets a right one pass
+        model = model.bfloat16()
+    else:
+        model = model.to(dtype)
     inner = model.model.layers[2].self_attn
     plain = inner.forward
 
@@ -97,9 +140,29 @@ def test_longrope_is_capped_where_its_frequencies_switch() -> None:
         ({"max_seqs": 64, "max_batch_tokens": 8}, "max_batch_tokens"),
         ({"max_model_len": 10**6}, "max_model_len"),
         ({"max_seqs": 0}, "max_seqs"),
+        ({"max_queued_tokens": -5}, "max_queued_tokens"),
+        ({"max_queued_requests": -1}, "max_queued_requests"),
+        ({"max_model_len": 8, "page_size": 1, "max_seqs": 1, "kv_bytes": 8 * 1024}, "kv_bytes .* 12"),
     ],
 )
 def test_wrong_settings_are_errors_that_name_the_setting(changes: dict[str, int], name: str) -> None:
     with pytest.raises(SettingsError, match=name):
         settings = EngineSettings(**changes)
         sizes(check(tiny_model("llama"), settings), settings)
+
+
+def test_no_queue_at_all_is_a_setting() -> None:
+    settings = EngineSettings(max_queued_tokens=0)
+    assert sizes(check(tiny_model("llama"), settings), settings).max_queued_tokens == 0
+
+
+def test_the_smallest_memory_is_large_enough_to_check_the_replayed_forward() -> None:
+    settings = EngineSettings(max_model_len=8, page_size=1, max_seqs=1, max_batch_tokens=8)
+    loaded = check(tiny_model("llama"), settings)
+    for one in (settings, replace(settings, kv_bytes=MIN_TOKENS * bytes_per_token(loaded.layers, loaded.dtype))):
+        with torch.inference_mode():
+            assert TorchExecutor(loaded, sizes(loaded, one)).forward.program is not None
+
+
+def test_only_capabilities_that_a_request_can_reach_are_declared() -> None:
+    assert TorchRunner.capabilities == {Capability.FORK, Capability.PROMPT_LOGPROBS}

@@ -23,6 +23,7 @@ from engine.settings import EngineSettings, SettingsError
 
 log = logging.getLogger(__name__)
 GIB = 2**30
+MIN_TOKENS = 12  # KV slots that the check of the replayed forward pass writes to
 
 
 @dataclass(frozen=True)
@@ -132,8 +133,10 @@ def sizes(loaded: LoadedModel, settings: EngineSettings) -> Sizes:
     if max_batch < max_seqs:
         raise SettingsError(f"max_batch_tokens {max_batch} is less than max_seqs {max_seqs}")
     per_token = bytes_per_token(loaded.layers, loaded.dtype)
-    useful = max_seqs * (loaded.max_model_len + page) * per_token
+    useful = max(max_seqs * (loaded.max_model_len + page), MIN_TOKENS) * per_token
     memory = settings.kv_bytes or min(_memory(loaded), useful)
+    if memory < MIN_TOKENS * per_token:
+        raise SettingsError(f"kv_bytes {memory} holds {memory // per_token} tokens; {MIN_TOKENS} are the least")
     num_pages = 1 + memory // (per_token * page)
     needed = -(-loaded.max_model_len // page)
     if num_pages - 1 < needed:
@@ -141,7 +144,8 @@ def sizes(loaded: LoadedModel, settings: EngineSettings) -> Sizes:
             f"kv_bytes {memory} holds {num_pages - 1} pages of {page} tokens; "
             f"one sequence of max_model_len {loaded.max_model_len} needs {needed}"
         )
-    return Sizes(page, num_pages, max_seqs, max_batch, settings.max_queued_tokens or 64 * max_batch)
+    queued = 64 * max_batch if settings.max_queued_tokens is None else settings.max_queued_tokens
+    return Sizes(page, num_pages, max_seqs, max_batch, queued)
 
 
 def _memory(loaded: LoadedModel) -> int:

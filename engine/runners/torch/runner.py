@@ -21,7 +21,7 @@ class TorchRunner:
     """Serves one model in this process."""
 
     name = "torch"
-    capabilities = frozenset(Capability)
+    capabilities = frozenset({Capability.FORK, Capability.PROMPT_LOGPROBS})  # what a request can reach today
 
     def __init__(
         self,
@@ -83,4 +83,3 @@ class TorchRunner:
 
     async def close(self, grace_s: float = 30.0) -> None:
         await asyncio.to_thread(self.engine.close, grace_s)
-
