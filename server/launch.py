@@ -17,7 +17,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any
 
 import uvicorn
 from fastapi import FastAPI
@@ -42,7 +41,9 @@ def engine_settings(config: ServeConfig) -> EngineSettings:
     return EngineSettings(**{name: getattr(config, name) for name in names})
 
 
-def serve_model(name: str, config: ServeConfig, served_id: str | None = None, on_fatal: OnFatal | None = None) -> ServedModel:
+def serve_model(
+    name: str, config: ServeConfig, served_id: str | None = None, on_fatal: OnFatal | None = None
+) -> ServedModel:
     """Load one model. Raises ConfigError, UnsupportedModelError, SettingsError or OSError."""
     began = time.monotonic()
     folder = locate(name)
