@@ -12,6 +12,7 @@ from engine.request import DecodeRequest, Delta, Finish, FinishReason, TokenScor
 from server.text.codec import TextCodec
 from server.text.stop import StopMatcher
 
+LONGEST_CHARACTER = 4  # bytes, hence tokens
 ABORTED = "overloaded"  # failure codes of a choice
 UNSATISFIABLE = "constraint_unsatisfiable"
 
@@ -23,6 +24,7 @@ class TextOptions:
     stops: tuple[str, ...] = ()
     include_stop: bool = False
     skip_special: bool = True
+    echoed: bool = False  # the prompt is shown in front: its last character may be completed by generated tokens
     interval: int | None = None  # tokens per event; None: whatever the engine delivered together
 
 
@@ -67,6 +69,9 @@ class ChoiceStream:
         self._request = request
         self._options = options
         self._detokenizer = codec.detokenizer()
+        if options.echoed:
+            for token in request.prompt_ids[-LONGEST_CHARACTER:]:
+                self._detokenizer.feed(token)
         self._matcher = StopMatcher(options.stops, options.include_stop)
         self._waiting: deque[Entry] = deque()  # entries whose first character is not out yet
         self._seen = 0  # characters decoded

@@ -123,6 +123,7 @@ def make_plan(
     prompt_logprobs: int | None,
     n: int,
     best_of: int | None = None,
+    echo: bool = False,
 ) -> Plan:
     """The plan of a checked call. Without `max_tokens` the default counts, and without that the rest of the context."""
     body, model, limits = call.body, call.model, call.state.limits
@@ -164,6 +165,7 @@ def make_plan(
         stops=stops,
         include_stop=bool(body.include_stop_str_in_output or body.no_stop_trim),
         skip_special=body.skip_special_tokens is not False,
+        echoed=echo,
         interval=body.stream_interval if body.stream else None,
     )
     stream_options = body.stream_options

@@ -43,8 +43,9 @@ class Layout:
     offsets: list[int]  # per token, the index of the character its first byte belongs to
 
 
-def layout(model: ServedModel, prompt: PromptInput) -> Layout:
-    """What `echo` shows and where each token of it begins."""
+def layout(model: ServedModel, prompt: PromptInput, continued: bool) -> Layout:
+    """What `echo` shows and where each token of it begins. `continued`: an incomplete character at the end is left to
+    the text that follows."""
     detokenizer = model.tokenizer.detokenizer()
     offsets, parts, length = [], [], 0
     for at, token in enumerate(prompt.ids):
@@ -54,7 +55,8 @@ def layout(model: ServedModel, prompt: PromptInput) -> Layout:
         offsets.append(length + detokenizer.lead(token))
         parts.append(detokenizer.feed(token))
         length += len(parts[-1])
-    parts.append(detokenizer.finish())
+    if not continued:
+        parts.append(detokenizer.finish())
     decoded = "".join(parts)
     if before := model.tokenizer.leading_spaces(decoded):
         offsets, decoded = [max(0, offset - before) for offset in offsets], decoded[before:]

@@ -85,7 +85,8 @@ class CompletionAnswer:
 
     def _layout(self, prompt: int) -> Layout:
         if prompt not in self._layouts:
-            self._layouts[prompt] = layout(self.plan.served, self.plan.prompts[prompt])
+            continued = self.plan.job.requests[prompt].max_tokens > 0
+            self._layouts[prompt] = layout(self.plan.served, self.plan.prompts[prompt], continued)
         return self._layouts[prompt]
 
     # --- streaming --------------------------------------------------------------------------------------------

@@ -44,6 +44,7 @@ async def completions(request: Request) -> Response:
         prompt_logprobs=max(scored, default=None),
         n=body.n or 1,
         best_of=body.best_of,
+        echo=echo,
     )
     answer = CompletionAnswer(
         plan=plan,

@@ -114,3 +114,18 @@ def test_truncation(client: openai.OpenAI, live: Live) -> None:
 
 def test_too_many_choices(raw: httpx.Client) -> None:
     refused(post_completion(raw, prompt=["a"] * 100, n=100), "prompt")
+
+
+@pytest.mark.parametrize(("max_tokens", "expected"), [(0, "a\ufffd"), (1, "a日"), (2, "a日\ufffd")])
+def test_generated_bytes_complete_an_echoed_character(
+    raw: httpx.Client, live: Live, max_tokens: int, expected: str
+) -> None:
+    """The prompt ends inside a character whose bytes are tokens of their own; only its last byte can be generated."""
+    text, sun = live.codec.encode_plain("a"), live.codec.encode_plain("日")
+    assert len(sun) == 3
+    answer = post_completion(
+        raw, prompt=[*text, *sun[:2]], echo=True, logprobs=0, max_tokens=max_tokens, allowed_token_ids=sun[2:]
+    )
+    choice = answer.json()["choices"][0]
+    assert choice["text"] == expected
+    assert choice["logprobs"]["text_offset"] == [0, 1, 1, 1, 2][: 3 + max_tokens]
