@@ -1,12 +1,14 @@
 """Packs the chunks of a step into one ragged row of tokens.
 
-Chunks that share their first page become neighbours, so that a common prefix is attended to once for all of them.
+Chunks that share leading pages become neighbours, the more pages the closer, so that a common prefix is attended to
+once for all of them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -51,13 +53,13 @@ def pack(pages: Pages, chunks: list[Chunk], rows: list[int], device: torch.devic
 
 
 def order(branches: Sequence[Branch]) -> list[int]:
-    """A stable order in which branches with a common first page are neighbours."""
-    return sorted(range(len(branches)), key=lambda i: branches[i].pages[0])
+    """The order of their page tables, in which branches with a common beginning are neighbours."""
+    return sorted(range(len(branches)), key=lambda i: branches[i].pages)
 
 
 def _groups(pages: Pages, chunks: list[Chunk]) -> list[Group]:
-    """Neighbours that share whole leading pages of their context."""
-    groups = []
+    """Neighbours that share whole leading pages of their context, chosen so that few keys are read twice."""
+    groups: list[Group] = []
     first = 0
     while first < len(chunks):
         page = chunks[first].branch.pages[0]
@@ -65,11 +67,50 @@ def _groups(pages: Pages, chunks: list[Chunk]) -> list[Group]:
         while last < len(chunks) and chunks[last].branch.pages[0] == page:
             last += 1
         if last - first > 1:
-            members = chunks[first:last]
-            shared = pages.shared_pages([chunk.branch for chunk in members])
-            whole = min(chunk.context for chunk in members) // pages.page_size
-            length = min(shared, whole) * pages.page_size
-            if length:
-                groups.append(Group(first, last - first, length))
+            shared = tuple(_shared_by_neighbours(pages, chunks[first:last]))
+            for start, count, common in _partition(shared):
+                groups.append(Group(first + start, count, common * pages.page_size))
         first = last
     return groups
+
+
+def _shared_by_neighbours(pages: Pages, family: list[Chunk]) -> list[int]:
+    """For each neighbouring pair of chunks in order: how many leading pages of their contexts are the same."""
+    whole = [chunk.context // pages.page_size for chunk in family]
+    tables = [chunk.branch.pages for chunk in family]
+    least = pages.shared_pages([family[0].branch, family[-1].branch])  # in order: what these share is shared by all
+    shared = []
+    for i in range(len(family) - 1):
+        a, b, n = tables[i], tables[i + 1], least
+        most = min(whole[i], whole[i + 1])
+        while n < most and a[n] == b[n]:
+            n += 1
+        shared.append(min(n, most))
+    return shared
+
+
+@lru_cache(maxsize=64)  # changes only when a sequence comes or goes
+def _partition(shared: tuple[int, ...]) -> tuple[tuple[int, int, int], ...]:
+    """(first chunk, number of chunks, common pages) of the groups that save most; `shared`: by neighbouring pair.
+
+    A group of k chunks with p pages in common saves (k - 1) * p.
+    """
+    bars = np.array(shared)
+    widths = np.arange(1, len(bars) + 1)
+    saved = np.zeros(len(bars) + 2, np.int64)  # by the first so many chunks
+    last: list[tuple[int, int, int] | None] = [None, None]  # the group that ends with them, if any
+    for end in range(2, len(bars) + 2):
+        least = np.minimum.accumulate(bars[end - 2 :: -1])  # pages in common of the last 2, 3, ... chunks
+        gains = saved[end - 2 :: -1] + least * widths[: end - 1]
+        most = int(gains.argmax())
+        saved[end] = max(gains[most], saved[end - 1])
+        group = (end - 2 - most, most + 2, int(least[most]))
+        last.append(group if saved[end] > saved[end - 1] else None)
+    groups, end = [], len(bars) + 1
+    while end > 1:
+        if (found := last[end]) is None:
+            end -= 1
+        else:
+            groups.append(found)
+            end = found[0]
+    return tuple(reversed(groups))
