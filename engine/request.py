@@ -36,7 +36,7 @@ class DecodeRequest:
     eos_token_ids: frozenset[int] = frozenset()  # end a choice; empty under `ignore_eos`
     stop_token_ids: frozenset[int] = frozenset()  # likewise, named by the request
     logprobs: int | None = None  # None: none; k: the token's and the top k of every generated token
-    prompt_logprobs: int | None = None  # the same for prompt tokens (turns off prefix-cache lookup)
+    prompt_logprobs: int | None = None  # the same for prompt tokens (these are then computed once, cached or not)
     processed_logprobs: bool = False  # report the final row instead of the raw one
     logprob_token_ids: tuple[int, ...] = ()  # report these ids as well, for every generated token
     priority: int = 0  # lower runs first

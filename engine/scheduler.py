@@ -151,11 +151,11 @@ class Scheduler:
         return next((sequence for sequence in self.waiting if sequence.slot is not None), None)
 
     def _admit(self, sequence: Sequence, budget: int) -> Work | None:
-        request = sequence.active.request
+        active, request = sequence.active, sequence.active.request
         namespace = self.namespace + request.cache_salt.encode()
         branch = self.pages.new_branch(namespace, expected=len(request.prompt_ids) + request.max_tokens)
         cached = 0
-        if request.prompt_logprobs is None:
+        if not active.unscored:
             cached = self.pages.attach_prefix(branch, sequence.tokens)
         take = min(len(sequence.tokens) - cached, budget, self.chunk)
         try:
@@ -167,7 +167,7 @@ class Scheduler:
         sequence.branch, sequence.computed = branch, cached
         if sequence.slot is None:  # else it has been preempted and finds what it has computed itself
             sequence.slot = self.free_slots.pop()
-            sequence.active.cached_tokens = max(sequence.active.cached_tokens, cached)
+            active.cached_tokens = max(active.cached_tokens, cached)
         self.running.append(sequence)
         return Work(sequence, take)
 

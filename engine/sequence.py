@@ -56,6 +56,11 @@ class ActiveRequest:
     delivered_at: float = 0.0  # time.monotonic of the last delivery; 0: nothing has been delivered
 
     @property
+    def unscored(self) -> bool:
+        """Prompt tokens still have to be computed for their log-probabilities, so no cached ones may be attached."""
+        return self.prompt_scores is not None and None in self.prompt_scores[1:]
+
+    @property
     def unfinished(self) -> int:
         return sum(sequence.finish is None for sequence in self.sequences)
 

@@ -107,6 +107,13 @@ async def test_prompt_scores_cover_the_whole_prompt_in_any_chunking() -> None:
             assert [score.logprob for score in scores[1:]] == [-float(t) for t in prompt[1:]]
 
 
+async def test_choices_that_wait_for_a_slot_do_not_score_the_prompt_again() -> None:
+    async with running(max_seqs=2) as (engine, executor, _):
+        asked = request("a", list(range(21)), 2, n=6, prompt_logprobs=1)
+        assert await collect(engine, asked) == {i: continuation(asked, i) for i in range(6)}
+        assert sum(executor.batches) == 21 + 6 + 4  # the prompt, each choice's second token, one prompt token of four
+
+
 async def test_eos_ends_a_choice_but_not_before_min_tokens() -> None:
     async with running() as (engine, _, _):
         plain = continuation(request("x", [5, 6], 12), 0)
