@@ -77,7 +77,7 @@ class Pages:
         self.page_size = page_size
         self._ref = [0] * num_pages
         self._free = FreePages(num_pages, contiguous)
-        self._cache = PrefixCache()
+        self._cache = PrefixCache(num_pages)
         self._registered = self._cache.registered
         self._eviction_batch = max(1, min(EVICTION_BATCH_PAGES, num_pages // 64)) if contiguous else 1
         self._copies: dict[int, int] = {}  # destination -> source of page copies not drained yet
@@ -311,11 +311,13 @@ class Pages:
     def _make_room(self, room: int, near: int | None) -> None:
         """Evict what was used longest ago for a row of places where new runs of `room` pages stay in one piece.
 
-        Only while the cache holds a quarter of the pool: free pages between cached ones are worth less than one run.
+        Only while the cache holds a quarter of the pool, and as long as hardly anybody misses what went this way.
         """
-        attempts = MAKE_ROOM_ATTEMPTS
-        while attempts and 4 * len(self._cache) >= self.num_pages and not self._free.has_cells(room, near):
-            self._free.give([self._cache.evict() for _ in range(min(room, len(self._cache)))])
+        cache, attempts = self._cache, MAKE_ROOM_ATTEMPTS
+        while attempts and cache.may_evict_early and 4 * len(cache) >= self.num_pages:
+            if self._free.has_cells(room, near):
+                break
+            self._free.give([cache.evict_early() for _ in range(min(room, len(cache)))])
             attempts -= 1
 
     def _drop(self, pages: list[int]) -> None:

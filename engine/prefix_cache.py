@@ -13,6 +13,11 @@ from weakref import WeakValueDictionary
 import numpy as np
 import xxhash
 
+# Pages may be given up early, while others are free, only as long as few of them are missed: one that is computed
+# again costs a page of credit, and every registered page earns this much. So at most so many more are computed.
+EARNED_CREDIT = 1 / 64
+MOST_CREDIT = 1 / 32  # of the pool
+
 
 def chain_hash(parent: int, tokens: bytes) -> int:
     """64-bit hash of a prefix: the hash of the prefix one page shorter, then the last page's tokens."""
@@ -47,10 +52,13 @@ class PrefixCache:
     hashes is a miss. The newcomer of two colliding prefixes is not listed and never found.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, num_pages: int) -> None:
+        self._num_pages = num_pages
         self._listed: WeakValueDictionary[int, Prefix] = WeakValueDictionary()  # by hash
         self.registered: dict[int, Prefix] = {}  # by page; read by `Pages` in its hot path
         self._unused: OrderedDict[int, None] = OrderedDict()  # registered pages without a reference, oldest first
+        self._early: OrderedDict[int, None] = OrderedDict()  # hashes of what was given up early, oldest first
+        self._credit = MOST_CREDIT * num_pages
 
     def __len__(self) -> int:
         """Number of pages that could be evicted."""
@@ -85,6 +93,10 @@ class PrefixCache:
         if prefix.page is None and self._listed.get(prefix.hash) is prefix:
             prefix.page = page
             self.registered[page] = prefix
+            missed = prefix.hash in self._early
+            if missed:
+                del self._early[prefix.hash]
+            self._credit = min(MOST_CREDIT * self._num_pages, self._credit + EARNED_CREDIT - missed)
         return prefix
 
     def forget(self, page: int) -> None:
@@ -118,6 +130,19 @@ class PrefixCache:
         page, _ = self._unused.popitem(last=False)
         self.forget(page)
         return page
+
+    @property
+    def may_evict_early(self) -> bool:
+        """True while what `evict_early` gave up is rarely missed."""
+        return self._credit > 0
+
+    def evict_early(self) -> int:
+        """`evict` while there is no need to, remembering what went."""
+        prefix = self.registered[next(iter(self._unused))]
+        self._early[prefix.hash] = None
+        if len(self._early) > self._num_pages:  # by now it would have gone anyway
+            self._early.popitem(last=False)
+        return self.evict()
 
     def faults(self, ref: list[int]) -> Iterator[str]:
         """What is wrong with the cache, given the number of references of every page."""

@@ -7,10 +7,13 @@ has a budget of rows, running sequences come first. Runs in the engine thread.
 from __future__ import annotations
 
 import bisect
+import math
 from dataclasses import dataclass, field
 
 from engine.pages import OutOfPages, Pages
 from engine.sequence import ActiveRequest, Sequence
+
+USUAL_WEIGHT = 1 / 32  # of the latest answer in the mean length of answers
 
 
 @dataclass(slots=True)
@@ -41,6 +44,7 @@ class Scheduler:
         self.waiting: list[Sequence] = []  # by Sequence.key; preempted ones keep their slot
         self.free_slots = list(range(max_seqs - 1, -1, -1))
         self.preemptions = 0
+        self._usual_output = 0.0  # running mean of the tokens that ended sequences had generated
 
     def add(self, active: ActiveRequest) -> None:
         self._wait(active.sequences[0])
@@ -103,6 +107,9 @@ class Scheduler:
         if sequence.slot is not None:
             self.free_slots.append(sequence.slot)
             sequence.slot = None
+            if sequence.position:
+                usual = self._usual_output or sequence.position
+                self._usual_output = usual + USUAL_WEIGHT * (sequence.position - usual)
 
     def preempt(self, sequence: Sequence) -> None:
         """Release the pages (registered ones stay cached) and wait again, keeping slot, tokens and position."""
@@ -153,7 +160,7 @@ class Scheduler:
     def _admit(self, sequence: Sequence, budget: int) -> Work | None:
         active, request = sequence.active, sequence.active.request
         namespace = self.namespace + request.cache_salt.encode()
-        branch = self.pages.new_branch(namespace, expected=len(request.prompt_ids) + request.max_tokens)
+        branch = self.pages.new_branch(namespace, self._expected_length(sequence))
         cached = 0
         if not active.unscored:
             cached = self.pages.attach_prefix(branch, sequence.tokens)
@@ -170,6 +177,13 @@ class Scheduler:
             active.cached_tokens = max(active.cached_tokens, cached)
         self.running.append(sequence)
         return Work(sequence, take)
+
+    def _expected_length(self, sequence: Sequence) -> int:
+        """A hint for the page allocator: few answers are twice as long as usual, and many requests name no limit."""
+        output = sequence.active.request.max_tokens
+        if self._usual_output:
+            output = min(output, math.ceil(2 * self._usual_output))
+        return max(sequence.prompt_length + output, len(sequence.tokens))
 
     def _assign_draws(self, work: Work) -> None:
         sequence = work.sequence

@@ -1,7 +1,7 @@
 """Finds decode rows whose keys start at regularly spaced slots, so that one strided view holds them all.
 
-Any two stretches of one pool are regularly spaced; the page allocator starts sequences at dyadic places, so
-usually many more are. Plain Python, no torch.
+Any two stretches of one pool are regularly spaced; the page allocator gives sequences the cells of a grid, row by row,
+so usually many more are. Plain Python, no torch.
 """
 
 from __future__ import annotations
