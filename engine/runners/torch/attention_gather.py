@@ -1,6 +1,7 @@
-"""Attention over gathered keys, one call per sequence: any device, dtype, mask, soft cap and head size.
+"""Attention over gathered keys, sequence by sequence: any device, dtype, mask, soft cap and head size.
 
-Slower than the fused backends (it copies the context it reads), used where none of them applies.
+Slower than the fused backends (it copies the context it reads), used where none of them applies. Long prompts are
+computed in blocks of rows, so that scores never take more than a fixed amount of memory.
 """
 
 from __future__ import annotations
@@ -14,15 +15,19 @@ from engine.runners.torch.layers import LayerSpec
 from engine.runners.torch.pool import KvPool
 from engine.runners.torch.step import Span, Step
 
+SCORE_BYTES = 64 * 2**20  # fp32 scores of one block of rows
+_KEPT_MASK = 2**16  # elements; smaller masks are kept for the other layers of the step
+
 
 class GatherAttention:
     """`Backend` by copying each sequence's keys."""
 
-    def __init__(self, pool: KvPool) -> None:
+    def __init__(self, pool: KvPool, score_bytes: int = SCORE_BYTES) -> None:
         self._pool = pool
+        self._score_bytes = score_bytes
         self._step: Step | None = None
         self._slots: list[Tensor] = []  # per span [context + count] int64: everything it may see
-        self._masks: dict[tuple[int | None, int | None], list[Tensor]] = {}
+        self._masks: dict[tuple[int | None, int | None, int, int], Tensor] = {}  # by window, chunk, span, first row
 
     def prepare(self, step: Step) -> None:
         device = step.slots.device
@@ -42,35 +47,76 @@ class GatherAttention:
     def read(self, layer: int, spec: LayerSpec, query: Tensor) -> Tensor:
         """Attend to what is already stored. query: [1, Hq, T, D] -> [1, T, Hq, Dv]."""
         assert self._step is not None
-        keys, values = self._pool.keys[layer], self._pool.values[layer]
-        axis = 1 if self._pool.head_major else 0
         outputs = []
-        for span, slots, mask in zip(self._step.spans, self._slots, self._mask_of(spec, query.device), strict=True):
-            k, v = keys.index_select(axis, slots), values.index_select(axis, slots)
-            if not self._pool.head_major:
-                k, v = k.transpose(0, 1), v.transpose(0, 1)
-            asked = query[:, :, span.start : span.stop]
-            out, lse = segment_plain(asked, k[None], v[None], spec.scale, mask, spec.softcap)
-            rows = out[0].transpose(0, 1)  # [n, Hq, D]
-            if spec.sinks is not None:
-                rows = apply_sinks(rows, lse[0].transpose(0, 1), spec.sinks)
-            outputs.append(rows)
+        for index, span in enumerate(self._step.spans):
+            block = max(1, self._score_bytes // (4 * spec.query_heads * (span.context + span.count)))
+            for first in range(0, span.count, block):
+                count = min(block, span.count - first)
+                outputs.append(self._block(layer, spec, query, index, first, count))
         return torch.cat(outputs)[None, ..., : spec.value_size]
 
-    def _mask_of(self, spec: LayerSpec, device: torch.device) -> list[Tensor]:
+    def _block(self, layer: int, spec: LayerSpec, query: Tensor, index: int, first: int, count: int) -> Tensor:
+        """Rows first .. first + count - 1 of one span -> [count, Hq, D]."""
         assert self._step is not None
-        kind = (spec.window, spec.chunk)
-        if kind not in self._masks:
-            self._masks[kind] = [_mask(span, spec).to(device) for span in self._step.spans]
-        return self._masks[kind]
+        span = self._step.spans[index]
+        if span.tree is None:
+            low, high = spec.first_visible(span.context + first), span.context + first + count
+        else:  # rows are in no order of depth, and every local row may be somebody's ancestor
+            lows = [spec.first_visible(span.context + _depth(span, row)) for row in range(first, first + count)]
+            low, high = min(*lows, span.context), span.context + span.count
+        seen = self._slots[index][low:high]
+        k, v = self._gathered(self._pool.keys[layer], seen), self._gathered(self._pool.values[layer], seen)
+        size = spec.key_size
+        # The query heads of one KV head are rows of one product, so that keys need no copies for them.
+        asked = query[0, :, span.start + first : span.start + first + count].reshape(spec.kv_heads, -1, size)
+        mask = None
+        if count > 1 or span.tree is not None:
+            mask = self._mask(spec, index, first, count, low, high, query.device)
+            mask = mask.repeat(spec.group_size, 1) if count > 1 else mask
+        out, lse = segment_plain(asked[None], k[None], v[None], spec.scale, mask, spec.softcap)
+        rows = out.reshape(spec.query_heads, count, size).transpose(0, 1)
+        if spec.sinks is not None:
+            rows = apply_sinks(rows, lse.reshape(spec.query_heads, count).transpose(0, 1), spec.sinks)
+        return rows
+
+    def _gathered(self, store: Tensor, slots: Tensor) -> Tensor:
+        """[Hkv, len(slots), D]."""
+        if self._pool.head_major:
+            return store.index_select(1, slots)
+        return store.index_select(0, slots).transpose(0, 1)
+
+    def _mask(
+        self, spec: LayerSpec, index: int, first: int, count: int, low: int, high: int, device: torch.device
+    ) -> Tensor:
+        assert self._step is not None
+        name = (spec.window, spec.chunk, index, first)
+        mask = self._masks.get(name)
+        if mask is None:
+            mask = _mask(self._step.spans[index], spec, first, count, low, high, device)
+            if mask.numel() <= _KEPT_MASK:
+                self._masks[name] = mask
+        return mask
 
 
-def _mask(span: Span, spec: LayerSpec) -> Tensor:
-    """[n, context + n] fp32: what each row of the span sees."""
-    depths = np.arange(span.count) if span.depths is None else span.depths
-    positions = np.concatenate([np.arange(span.context), span.context + depths])
-    local = np.tri(span.count, dtype=bool) if span.tree is None else span.tree
-    seen = np.concatenate([np.ones((span.count, span.context), bool), local], 1)
-    low = np.array([spec.first_visible(int(span.context + depth)) for depth in depths])
-    seen &= positions[None, :] >= low[:, None]
-    return torch.from_numpy(np.where(seen, np.float32(0), np.float32(HIDDEN)))
+def _depth(span: Span, row: int) -> int:
+    return row if span.depths is None else int(span.depths[row])
+
+
+def _mask(span: Span, spec: LayerSpec, first: int, count: int, low: int, high: int, device: torch.device) -> Tensor:
+    """[count, high - low] fp32: what each row sees of the span's keys low .. high - 1."""
+    keys = torch.arange(low, high, device=device)
+    if span.tree is None:
+        rows = torch.arange(span.context + first, span.context + first + count, device=device)
+        seen = keys <= rows[:, None]
+    else:
+        depths = torch.arange(span.count) if span.depths is None else torch.from_numpy(span.depths)
+        depths = depths.to(device)
+        rows = span.context + depths[first : first + count]
+        context = torch.ones(count, span.context - low, dtype=torch.bool, device=device)
+        seen = torch.cat([context, torch.from_numpy(span.tree[first : first + count]).to(device)], 1)
+        keys = torch.cat([keys[: span.context - low], span.context + depths])
+    if spec.window is not None:
+        seen &= keys > rows[:, None] - spec.window
+    elif spec.chunk is not None:
+        seen &= keys >= rows[:, None] // spec.chunk * spec.chunk
+    return torch.zeros(seen.shape, device=device).masked_fill_(~seen, HIDDEN)

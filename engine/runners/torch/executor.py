@@ -37,8 +37,11 @@ class TorchExecutor:
         self.pool = KvPool(loaded.layers, sizes.num_pages, sizes.page_size, loaded.dtype, loaded.device)
         self.backend = make_backend(self.pool, loaded, attention)
         self.forward = Forward(loaded.model, self.backend)
-        if replay and loaded.device.type == "cpu" and attention == "auto":
-            self.forward.use_replay(loaded.layers)
+        if replay and attention == "auto":
+            if loaded.device.type == "cpu":
+                self.forward.use_replay(loaded.layers)
+            else:
+                self.forward.use_graphs(sizes.max_seqs, loaded.max_model_len)
         self.stack = SamplerStack(sizes.max_seqs, loaded.vocab_size, loaded.device)
 
     @torch.inference_mode()
@@ -176,6 +179,6 @@ def make_backend(pool: KvPool, loaded: LoadedModel, attention: str) -> Backend:
         return PlainAttention(pool)
     if loaded.device.type == "cpu":
         return CpuAttention(pool)
-    from engine.runners.torch.attention_cuda import CudaAttention  # needs a CUDA build of torch
+    from engine.runners.torch.attention_choice import choose  # its imports take a second that the CPU need not wait
 
-    return CudaAttention(pool)
+    return choose(loaded.model, pool)

@@ -1,11 +1,14 @@
 """From a `Step` to logits: the Hugging Face model with our attention backend as its `step` keyword.
 
-On CPU the traced forward is replayed instead, after it has given the eager logits on a few steps.
+On CPU the traced forward is replayed instead, on CUDA a graph of the step's size if there is one; both only after
+they have given the eager logits on a few steps.
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -16,20 +19,27 @@ from engine.runners.torch.layers import LayerSpec
 from engine.runners.torch.program import Program, ReplayError
 from engine.runners.torch.step import Span, Step
 
+if TYPE_CHECKING:
+    from engine.runners.torch.cuda_graphs import Recorder
+
 log = logging.getLogger(__name__)
+_GRAPH_SECONDS = 60.0  # at start; steps of sizes that are missed then run eagerly
 _CHECKED_ROWS = (1, 5, 12)  # sizes of the steps on which replay is compared with the model
 
 
 class Forward:
-    """Executes steps eagerly, or by replay once `use_replay` has succeeded."""
+    """Executes steps eagerly, or by replay once `use_replay` or `use_graphs` has succeeded."""
 
     def __init__(self, model: nn.Module, backend: Backend) -> None:
         self._model = model
         self._backend = backend
         self.program: Program | None = None  # None: eager
+        self.graphs: Callable[[Step], Tensor | None] | None = None
 
     def __call__(self, step: Step) -> Tensor:
         """logits [R, V] of the step's `logit_rows`; stores the KV of all rows."""
+        if self.graphs is not None and (logits := self._graph(step)) is not None:
+            return logits
         self._backend.prepare(step)
         if self.program is not None and step.input_embeds is None:
             return self.program(step.input_ids, step.positions, step.logit_rows)[0]
@@ -46,6 +56,40 @@ class Forward:
             step=self._backend,
         )
         return output.logits[0]
+
+    def _graph(self, step: Step) -> Tensor | None:
+        assert self.graphs is not None
+        try:
+            return self.graphs(step)
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            log.error("CUDA graphs are switched off: %s", error)
+            self.graphs = None
+            return None
+
+    @torch.inference_mode()
+    def use_graphs(self, rows: int, tokens: int, recorder: Recorder | None = None) -> bool:
+        """Record decode steps of up to `rows` rows of sequences of up to `tokens` tokens; False (and the reason in
+        the log) leaves the eager path. Overwrites KV slots, so it has to run before anything is cached."""
+        from engine.runners.torch.attention_cuda import CudaAttention
+        from engine.runners.torch.cuda_graphs import CudaRecorder, DecodeGraphs
+        from engine.runners.torch.decode_buffers import DecodeBuffers
+
+        backend = self._backend
+        if not isinstance(backend, CudaAttention) or not backend.is_fused:
+            log.info("decode steps do not run as CUDA graphs: some attention gathers keys, step by step")
+            return False
+        device, vocabulary = backend.pool.keys[0].device, self._model.get_input_embeddings().weight.shape[0]
+        rows = min(rows, backend.pool.num_slots // backend.pool.page_size - 1)  # every row has a page of its own
+        buffers = DecodeBuffers(rows, tokens, backend.pool.page_size, device)
+        graphs = DecodeGraphs(self._logits, backend, buffers, recorder or CudaRecorder(device))
+        if graphs.record(vocabulary, tokens, _GRAPH_SECONDS):
+            self.graphs = graphs
+        return self.graphs is not None
+
+    def _logits(self, ids: Tensor, positions: Tensor, rows: Tensor) -> Tensor:
+        return self._eager(Step(ids, positions, positions, rows, []))  # the backend knows slots and spans already
 
     @torch.inference_mode()
     def use_replay(self, layers: list[LayerSpec]) -> bool:

@@ -134,7 +134,14 @@ def sizes(loaded: LoadedModel, settings: EngineSettings) -> Sizes:
         raise SettingsError(f"max_batch_tokens {max_batch} is less than max_seqs {max_seqs}")
     per_token = bytes_per_token(loaded.layers, loaded.dtype)
     useful = max(max_seqs * (loaded.max_model_len + page), MIN_TOKENS) * per_token
-    memory = settings.kv_bytes or min(_memory(loaded), useful)
+    if on_cpu or settings.kv_bytes:
+        available = min(4 * GIB, psutil.virtual_memory().available // 4)
+    else:
+        from engine.runners.torch.memory import divide
+
+        fewest = max_batch if settings.max_batch_tokens else max_seqs
+        max_batch, available = divide(loaded.model, loaded.layers, page, max_batch, fewest, loaded.max_model_len)
+    memory = settings.kv_bytes or min(available, useful)
     if memory < MIN_TOKENS * per_token:
         raise SettingsError(f"kv_bytes {memory} holds {memory // per_token} tokens; {MIN_TOKENS} are the least")
     num_pages = 1 + memory // (per_token * page)
@@ -146,10 +153,3 @@ def sizes(loaded: LoadedModel, settings: EngineSettings) -> Sizes:
         )
     queued = 64 * max_batch if settings.max_queued_tokens is None else settings.max_queued_tokens
     return Sizes(page, num_pages, max_seqs, max_batch, queued)
-
-
-def _memory(loaded: LoadedModel) -> int:
-    if loaded.device.type == "cpu":
-        return min(4 * GIB, psutil.virtual_memory().available // 4)
-    free, _ = torch.cuda.mem_get_info(loaded.device)
-    return int(free * 0.85)
