@@ -3,4 +3,16 @@
 Imports torch and nothing of ours above it, so it can be used as a library.
 """
 
-from samplers import gumbel, iid, masks, min_p, penalties, temperature, top_k, top_p  # noqa: F401 - they register themselves
+from samplers import (  # noqa: F401 - they register themselves
+    allowed_tokens,
+    bad_words,
+    gumbel,
+    iid,
+    logit_bias,
+    min_p,
+    min_tokens,
+    penalties,
+    temperature,
+    top_k,
+    top_p,
+)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from samplers.contract import Draw, SamplerError, Stage
 from samplers.registry import DRAWS, STAGES
 from samplers.temperature import GREEDY_BELOW
 
 MAX_ITEMS = 16
+DEFAULT_DRAW = "iid"
 INTERNAL = frozenset({"min_tokens"})  # scheduled by the stack from the request's limits, not named in a chain
 _BEHIND_XTC = 17.5
 
@@ -63,18 +64,23 @@ def resolve(fields: Mapping[str, Any], vocab_size: int) -> Chain:
     values, listed, draw = _listed(given.pop("sampler", None), vocab_size)
     flat_draw = given.pop("draw", None)
     if flat_draw is not None:
-        chosen = Item(_draw(flat_draw, "draw").name, {})
-        if draw is not None and draw.name != chosen.name:
+        chosen = _draw(flat_draw, "draw")
+        if draw is not None and draw is not chosen:
             raise SamplerError(f"'draw' is '{chosen.name}' but 'sampler' says '{draw.name}'", "draw")
         draw = chosen
-    owners = {field: stage for stage in _public() for field in _fields(stage)}
+        values.setdefault(draw.name, _when_named(draw))
+    draw = draw or DRAWS.get(DEFAULT_DRAW)
+    values.setdefault(draw.name, _neutral(draw))
+    owners: dict[str, Stage | Draw] = {field: owner for owner in (*DRAWS, *_public()) for field in _fields(owner)}
     for field, raw in given.items():
         if field not in owners:
             raise SamplerError(f"unknown sampling field '{field}'; known: {', '.join(sorted(owners))}", field)
-        stage = owners[field]
-        value = _parse(stage, field, raw, field, vocab_size)
-        known = values.setdefault(stage.name, _neutral(stage))
-        if stage.name in listed and known[field] != value:
+        owner = owners[field]
+        value = _parse(owner, field, raw, field, vocab_size)
+        known = values.setdefault(owner.name, _neutral(owner))
+        if owner.name in DRAWS and owner is not draw and value != known[field]:
+            raise SamplerError(f"'{field}' belongs to the draw '{owner.name}', but the draw is '{draw.name}'", field)
+        if owner.name in listed and known[field] != value:
             raise SamplerError(f"'{field}' is {value} but 'sampler' says {known[field]}", field)
         known[field] = value
     temperature = values.get("temperature", {}).get("temperature", 1.0)
@@ -88,9 +94,9 @@ def resolve(fields: Mapping[str, Any], vocab_size: int) -> Chain:
     if given_order:
         active = _in_list_order(active, listed, temperature_last)
     stages = tuple(Item(stage.name, values[stage.name]) for stage in active)
-    off = [name for name in values if STAGES.get(name).is_neutral(values[name])]
+    off = [name for name in values if name not in DRAWS and STAGES.get(name).is_neutral(values[name])]
     neutral = tuple(Item(name, values[name]) for name in off)
-    return Chain(stages, draw or Item("iid", {}), greedy, given_order or temperature_last, neutral)
+    return Chain(stages, Item(draw.name, values[draw.name]), greedy, given_order or temperature_last, neutral)
 
 
 def _public() -> list[Stage]:
@@ -111,8 +117,8 @@ def _in_list_order(active: list[Stage], listed: list[str], temperature_last: boo
     return result
 
 
-def _listed(sampler: Any, vocab: int) -> tuple[dict[str, dict[str, Any]], list[str], Draw | Item | None]:
-    """(values by stage, stage names in list order, the draw) of the `sampler` field."""
+def _listed(sampler: Any, vocab: int) -> tuple[dict[str, dict[str, Any]], list[str], Draw | None]:
+    """(values by name, names in list order, the draw) of the `sampler` field."""
     if sampler is None:
         return {}, [], None
     single = not isinstance(sampler, list)
@@ -121,7 +127,7 @@ def _listed(sampler: Any, vocab: int) -> tuple[dict[str, dict[str, Any]], list[s
         raise SamplerError(f"'sampler' has more than {MAX_ITEMS} items", "sampler")
     values: dict[str, dict[str, Any]] = {}
     listed: list[str] = []
-    draw: Item | None = None
+    draw: Draw | None = None
     for i, item in enumerate(items):
         path = "sampler" if single else f"sampler[{i}]"
         if isinstance(item, str):
@@ -131,27 +137,22 @@ def _listed(sampler: Any, vocab: int) -> tuple[dict[str, dict[str, Any]], list[s
         name = item.get("name")
         if not isinstance(name, str):
             raise SamplerError(f"'{path}.name' is required", f"{path}.name")
-        if name in listed or (draw is not None and name == draw.name):
+        if name in listed:
             raise SamplerError(f"'{path}.name': '{name}' occurs twice", f"{path}.name")
-        parameters = {key: value for key, value in item.items() if key != "name" and value is not None}
+        owner = _named(name, f"{path}.name")
         if name in DRAWS:
             if draw is not None:
                 raise SamplerError(f"'{path}.name': '{draw.name}' and '{name}' are both draws", f"{path}.name")
-            for key in parameters:
-                raise SamplerError(f"'{path}.{key}': '{name}' has no parameters", f"{path}.{key}")
-            draw = Item(name, {})
-            continue
-        if name not in STAGES or name in INTERNAL:
-            known = sorted([stage.name for stage in _public()] + [one.name for one in DRAWS])
-            raise SamplerError(f"unknown sampler '{name}'; known: {', '.join(known)}", f"{path}.name")
-        stage = STAGES.get(name)
-        chosen: dict[str, Any] = {param.name: param.when_named for param in stage.params}
-        for key, value in parameters.items():
-            if key not in _fields(stage):
-                known = ", ".join(_fields(stage))
+            draw = DRAWS.get(name)
+        chosen = _when_named(owner)
+        for key, value in item.items():
+            if key == "name" or value is None:
+                continue
+            if key not in _fields(owner):
+                known = ", ".join(_fields(owner)) or "none"
                 raise SamplerError(f"'{path}.{key}' is not a parameter of {name}; known: {known}", f"{path}.{key}")
-            chosen[key] = _parse(stage, key, value, f"{path}.{key}", vocab)
-        for field in stage.structured:
+            chosen[key] = _parse(owner, key, value, f"{path}.{key}", vocab)
+        for field in _fields(owner):
             if field not in chosen:
                 raise SamplerError(f"'{path}.{field}' is required", f"{path}.{field}")
         values[name] = chosen
@@ -159,19 +160,33 @@ def _listed(sampler: Any, vocab: int) -> tuple[dict[str, dict[str, Any]], list[s
     return values, listed, draw
 
 
-def _fields(stage: Stage) -> tuple[str, ...]:
-    return (*(param.name for param in stage.params), *stage.structured)
+def _named(name: str, path: str) -> Stage | Draw:
+    """The stage or draw a chain's item names."""
+    if name in DRAWS:
+        return DRAWS.get(name)
+    if name in STAGES and name not in INTERNAL:
+        return STAGES.get(name)
+    known = sorted([stage.name for stage in _public()] + [draw.name for draw in DRAWS])
+    raise SamplerError(f"unknown sampler '{name}'; known: {', '.join(known)}", path)
 
 
-def _neutral(stage: Stage) -> dict[str, Any]:
-    return {param.name: param.neutral for param in stage.params}
+def _fields(owner: Stage | Draw) -> tuple[str, ...]:
+    return (*(param.name for param in owner.params), *getattr(owner, "structured", ()))
 
 
-def _parse(stage: Stage, field: str, value: Any, path: str, vocab: int) -> Any:
-    for param in stage.params:
+def _neutral(owner: Stage | Draw) -> dict[str, Any]:
+    return {param.name: param.neutral for param in owner.params}
+
+
+def _when_named(owner: Stage | Draw) -> dict[str, Any]:
+    return {param.name: param.when_named for param in owner.params}
+
+
+def _parse(owner: Stage | Draw, field: str, value: Any, path: str, vocab: int) -> Any:
+    for param in owner.params:
         if param.name == field:
             return param.check(value, path)
-    return stage.parse(field, value, path, vocab)
+    return cast(Stage, owner).parse(field, value, path, vocab)  # draws have no other fields
 
 
 def _draw(name: Any, path: str) -> Draw:

@@ -7,15 +7,16 @@ A row is one distribution; rows never see each other.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 from samplers.rng import Noise
 
+S = TypeVar("S")
 _LARGEST = 1e300  # larger numbers, infinity included, fit no parameter
 
 
@@ -79,6 +80,17 @@ class Shape:
     slots: int
     vocab: int
     device: torch.device
+    _shared: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    def shared(self, make: Callable[[Shape], S]) -> S:
+        """The state that `make` builds, one for all stages of a stack that ask for it.
+
+        Its `Admission.values` are those of whichever of these stages comes first.
+        """
+        if make not in self._shared:
+            self._shared[make] = make(self)
+        state: S = self._shared[make]
+        return state
 
 
 @dataclass(frozen=True)
@@ -144,7 +156,8 @@ class Stage(Protocol):
     def new_state(self, shape: Shape) -> State | None: ...
 
     def shape(self, logits: Tensor, params: Mapping[str, Tensor], rows: Rows, state: State | None) -> Tensor:
-        """logits [R, V] fp32 -> [R, V] fp32; params[name] is [R]. Must not modify `logits` in place."""
+        """logits [R, V] fp32 -> [R, V] fp32; params[name] is [R]. Must not modify `logits` in place, and gives the
+        result away: it is `logits` itself or a tensor nobody else holds."""
         ...
 
 
@@ -152,8 +165,8 @@ class Draw(Protocol):
     """Picks one token per row of the final logits."""
 
     name: ClassVar[str]
-    params: ClassVar[tuple[Param, ...]]
+    params: ClassVar[tuple[Param, ...]]  # given by flat name or in the draw's item, as those of stages are
 
     def pick(self, logits: Tensor, params: Mapping[str, Tensor], rows: Rows, noise: Noise) -> Tensor:
-        """logits [R, V] fp32, each row with a finite entry -> tokens [R] int64."""
+        """logits [R, V] fp32, each row with a finite entry -> tokens [R] int64, none of them masked."""
         ...

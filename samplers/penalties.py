@@ -12,9 +12,13 @@ import torch
 from torch import Tensor
 
 from samplers.contract import Param, Rows, Shape, State
-from samplers.counts import OutputCounts
+from samplers.counts import OutputCounts, Seen
 from samplers.registry import STAGES
 from samplers.stage import BaseStage
+
+# A stronger penalty than any logit can show. Smaller numbers would vanish in fp32, or make logits that a low
+# temperature divides beyond it.
+_STRONGEST = 1e-28
 
 
 @STAGES.register
@@ -26,14 +30,15 @@ class RepetitionPenalty(BaseStage):
     params = (Param("repetition_penalty", float, 1.0, low=0.0, high=10.0, low_open=True, default=1.1),)
     in_greedy = True
 
-    def new_state(self, shape: Shape) -> OutputCounts:
-        return OutputCounts(shape, with_prompt=True)
+    def new_state(self, shape: Shape) -> State:
+        return Seen(shape)
 
     def shape(self, logits: Tensor, params: Mapping[str, Tensor], rows: Rows, state: State | None) -> Tensor:
-        assert isinstance(state, OutputCounts)
-        penalty = params["repetition_penalty"].unsqueeze(1)
-        punished = torch.where(logits > 0, logits / penalty, logits * penalty)
-        return torch.where(state.counts[rows.slots] > 0, punished, logits)
+        assert isinstance(state, Seen)
+        penalty = params["repetition_penalty"].clamp(min=_STRONGEST).unsqueeze(1)
+        # one of the two terms is zero; on a CPU a choice by sign would take ten times as long
+        punished = logits.clamp(min=0) / penalty + logits.clamp(max=0) * penalty
+        return torch.where(state.table.index_select(0, rows.slots), punished, logits)
 
 
 @STAGES.register
@@ -45,12 +50,12 @@ class FrequencyPenalty(BaseStage):
     params = (Param("frequency_penalty", float, 0.0, low=-2.0, high=2.0, default=0.5),)
     in_greedy = True
 
-    def new_state(self, shape: Shape) -> OutputCounts:
-        return OutputCounts(shape)
+    def new_state(self, shape: Shape) -> State:
+        return shape.shared(OutputCounts)
 
     def shape(self, logits: Tensor, params: Mapping[str, Tensor], rows: Rows, state: State | None) -> Tensor:
         assert isinstance(state, OutputCounts)
-        return logits - params["frequency_penalty"].unsqueeze(1) * state.counts[rows.slots]
+        return logits - params["frequency_penalty"].unsqueeze(1) * state.table.index_select(0, rows.slots)
 
 
 @STAGES.register
@@ -62,9 +67,10 @@ class PresencePenalty(BaseStage):
     params = (Param("presence_penalty", float, 0.0, low=-2.0, high=2.0, default=0.5),)
     in_greedy = True
 
-    def new_state(self, shape: Shape) -> OutputCounts:
-        return OutputCounts(shape)
+    def new_state(self, shape: Shape) -> State:
+        return shape.shared(OutputCounts)
 
     def shape(self, logits: Tensor, params: Mapping[str, Tensor], rows: Rows, state: State | None) -> Tensor:
         assert isinstance(state, OutputCounts)
-        return logits - params["presence_penalty"].unsqueeze(1) * (state.counts[rows.slots] > 0)
+        occurred = state.table.index_select(0, rows.slots).clamp(max=1)
+        return logits - params["presence_penalty"].unsqueeze(1) * occurred

@@ -46,4 +46,4 @@ def draw(logits: Tensor, bits: Tensor) -> Tensor:
     mass.mul_(2.0**BITS / mass.sum(1, keepdim=True))
     weights = mass.long()
     weights.scatter_add_(1, peak, 2**BITS - weights.sum(1, keepdim=True))
-    return torch.searchsorted(weights.cumsum(1), bits.unsqueeze(1), right=True).squeeze(1)
+    return torch.searchsorted(weights.cumsum_(1), bits.unsqueeze(1), right=True).squeeze(1)

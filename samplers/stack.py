@@ -1,6 +1,7 @@
 """Runs the chains of all requests of a step at once: each stage once over the rows that use it.
 
 Owns the per-slot parameters and states. Knows nothing about requests, pages or models. No loop over rows.
+A stage, state or draw that raises or returns nonsense ends the rows that use it and nobody else's.
 """
 
 from __future__ import annotations
@@ -11,79 +12,55 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from samplers.argmax import lowest_argmax
+from samplers.argmax import peaks
 from samplers.chain import Chain, Item
-from samplers.contract import Admission, Draw, Param, Rows, Shape, Stage, State
+from samplers.contract import Admission, Draw, Rows, Shape, Stage
+from samplers.memories import Memories, Slots
+from samplers.parameters import SlotParameters
 from samplers.registry import DRAWS, STAGES
 from samplers.rng import DrawBits, Noise
 
 log = logging.getLogger(__name__)
-Slots = npt.NDArray[np.int64]
+Failures = dict[int, tuple[str, str]]  # row -> (code, message)
 FIXED, GREEDY = 0, 0  # order 0: the documented one; draw 0: argmax
 
 
 @dataclass
 class Sampled:
-    """One token per row. A failed row's token means nothing."""
+    """One token per row. A failed row's token means nothing, but is a token."""
 
     tokens: Tensor  # [R] int64
     processed: Tensor  # [R, V] fp32, after the last stage
-    failures: dict[int, tuple[str, str]] = field(default_factory=dict)  # row -> (code, message)
-
-
-class _Parameters:
-    """Scalar parameters of one stage or draw per slot: a host array and its device mirror."""
-
-    def __init__(self, params: Sequence[Param], slots: int, device: torch.device) -> None:
-        kinds = {float: np.float32, int: np.int64, bool: np.bool_}
-        self._host = {p.name: np.full(slots, p.neutral, kinds[p.kind]) for p in params}
-        # on CPU the mirror is the same memory, and a write needs no transfer
-        self._device = {name: torch.from_numpy(array).to(device) for name, array in self._host.items()}
-        self._same = device.type == "cpu"
-        self._stale = False
-
-    def write(self, slot: int, values: Any) -> None:
-        for name, array in self._host.items():
-            array[slot] = values[name]
-        self._stale = not self._same
-
-    def copy(self, parent: int, child: int) -> None:
-        for array in self._host.values():
-            array[child] = array[parent]
-        self._stale = not self._same
-
-    def gather(self, slots: Tensor) -> dict[str, Tensor]:
-        if self._stale:
-            for name, array in self._host.items():
-                self._device[name].copy_(torch.from_numpy(array))
-            self._stale = False
-        return {name: mirror[slots] for name, mirror in self._device.items()}
+    failures: Failures = field(default_factory=dict)
 
 
 class _Scheduled:
     """One stage with everything it keeps per slot."""
 
-    def __init__(self, stage: Stage, shape: Shape) -> None:
+    def __init__(self, stage: Stage, shape: Shape, memories: Memories) -> None:
         self.stage = stage
+        self.state = stage.new_state(shape)
+        self.memory = memories.of(stage.name, self.state)
         self.uses = np.zeros(shape.slots, bool)
         self.users = 0  # slots that use it: most stages have none, and are passed over without looking at rows
-        self.parameters = _Parameters(stage.params, shape.slots, shape.device)
-        self.state: State | None = stage.new_state(shape)
+        self.parameters = SlotParameters(stage.params, shape.slots, shape.device)
 
 
 class SamplerStack:
     """Per-slot chains and their batched execution."""
 
     def __init__(self, slots: int, vocab: int, device: torch.device) -> None:
-        self._shape = Shape(slots, vocab, device)
-        self._stages = {s.name: _Scheduled(s, self._shape) for s in sorted(STAGES, key=lambda s: s.order)}
+        shape = Shape(slots, vocab, device)
+        self._memories = Memories(slots)
+        by_order = sorted(STAGES, key=lambda stage: stage.order)
+        self._stages = {stage.name: _Scheduled(stage, shape, self._memories) for stage in by_order}
         self._draws: list[Draw] = list(DRAWS)
-        self._draw_parameters = [_Parameters(draw.params, slots, device) for draw in self._draws]
+        self._draw_parameters = [SlotParameters(draw.params, slots, device) for draw in self._draws]
         self._draw_of = np.zeros(slots, np.int64)  # GREEDY or 1 + index into _draws
+        # orders that clients chose are kept while a slot uses them, so there are never more than slots
         self._orders: list[tuple[str, ...]] = [tuple(self._stages)]
         self._order_of = np.zeros(slots, np.int64)  # FIXED or index into _orders
         self._keys = np.zeros(slots, np.int64)
@@ -102,7 +79,8 @@ class SamplerStack:
         ending_ids: frozenset[int] = frozenset(),
         min_tokens: int = 0,
     ) -> None:
-        """Fully overwrite a slot. seed: signed 64-bit; choice: 32-bit word."""
+        """Fully overwrite a slot. seed: signed 64-bit; choice: 32-bit word. Raises whatever a state raises; the slot
+        then has to be freed."""
         self.free(slot)
         items = list(chain.stages)
         if min_tokens and ending_ids:
@@ -112,8 +90,9 @@ class SamplerStack:
             scheduled.uses[slot] = True
             scheduled.users += 1
             scheduled.parameters.write(slot, item.values)
-            if scheduled.state is not None:
-                scheduled.state.admit(slot, Admission(item.values, prompt_ids, output_ids, ending_ids, min_tokens))
+            if scheduled.memory is not None:
+                admission = Admission(item.values, prompt_ids, output_ids, ending_ids, min_tokens)
+                self._memories.admit(scheduled.memory, slot, admission)
         names = [draw.name for draw in self._draws]
         self._draw_of[slot] = GREEDY if chain.greedy else 1 + names.index(chain.draw.name)
         if not chain.greedy:
@@ -124,13 +103,13 @@ class SamplerStack:
 
     def fork(self, parent: int, child: int, *, seed: int | None = None, choice: int | None = None) -> None:
         """Copy a slot's parameters and states; a new stream where given."""
+        self.free(child)
         for scheduled in self._stages.values():
             if scheduled.uses[parent]:
+                scheduled.uses[child] = True
+                scheduled.users += 1
                 scheduled.parameters.copy(parent, child)
-                if scheduled.state is not None:
-                    scheduled.state.fork(parent, child)
-            scheduled.users += int(scheduled.uses[parent]) - int(scheduled.uses[child])
-            scheduled.uses[child] = scheduled.uses[parent]
+        self._memories.fork(parent, child)
         self._draw_of[child], self._order_of[child] = self._draw_of[parent], self._order_of[parent]
         if self._draw_of[child] != GREEDY:
             self._draw_parameters[self._draw_of[child] - 1].copy(parent, child)
@@ -143,53 +122,41 @@ class SamplerStack:
             if scheduled.uses[slot]:
                 scheduled.uses[slot] = False
                 scheduled.users -= 1
-                if scheduled.state is not None:
-                    scheduled.state.free(slot)
+        self._memories.free(slot)
+        self._order_of[slot] = FIXED
 
-    def accept(self, slots: Slots, tokens: Tensor) -> None:
-        """Commit one token to each of these distinct slots. slots, tokens: [R]."""
-        for scheduled in self._stages.values():
-            if scheduled.state is None or not scheduled.users:
-                continue
-            used = scheduled.uses[slots]
-            if used.any():
-                chosen = torch.from_numpy(np.flatnonzero(used)).to(tokens.device)
-                device_slots = torch.from_numpy(slots).to(tokens.device)
-                scheduled.state.accept(device_slots[chosen], tokens[chosen])
+    def accept(self, slots: Slots, tokens: Tensor) -> Failures:
+        """Commit one token to each of these distinct slots. slots, tokens: [R]. Returns the rows that cannot go on."""
+        self._memories.accept(slots, tokens)
+        return self._broken_rows(slots)
 
-    def snapshot(self, slot: int) -> dict[str, Any]:
+    def snapshot(self, slot: int) -> dict[int, Any]:
         """What `restore` needs to undo later accepts."""
-        return {
-            name: scheduled.state.snapshot(slot)
-            for name, scheduled in self._stages.items()
-            if scheduled.uses[slot] and scheduled.state is not None
-        }
+        return self._memories.snapshot(slot)
 
-    def restore(self, slot: int, snapshot: dict[str, Any]) -> None:
-        for name, saved in snapshot.items():
-            state = self._stages[name].state
-            assert state is not None
-            state.restore(slot, saved)
+    def restore(self, slot: int, snapshot: dict[int, Any]) -> None:
+        self._memories.restore(slot, snapshot)
 
-    def shape(self, logits: Tensor, slots: Slots, positions: Slots) -> tuple[Tensor, dict[int, tuple[str, str]]]:
+    def shape(self, logits: Tensor, slots: Slots, positions: Slots) -> tuple[Tensor, Failures]:
         """(processed rows [R, V], failures). logits: [R, V] fp32; slots, positions: [R] int64."""
-        failures: dict[int, tuple[str, str]] = {}
+        failures = self._broken_rows(slots)
         orders = self._order_of[slots]
         if not orders.any():  # the common case: everybody runs in the documented order
-            return self._run(logits, slots, positions, self._orders[FIXED], None, failures), failures
+            return self._run(logits, logits, slots, positions, self._orders[FIXED], None, failures), failures
+        processed = logits
         for order in np.unique(orders):
             members = np.flatnonzero(orders == order)
-            logits = self._run(logits, slots, positions, self._orders[order], members, failures)
-        return logits, failures
+            processed = self._run(processed, logits, slots, positions, self._orders[order], members, failures)
+        return processed, failures
 
     def sample(self, logits: Tensor, slots: Slots, positions: Slots) -> Sampled:
         """Shape and draw. logits: [R, V] fp32; slots, positions: [R] int64."""
         processed, failures = self.shape(logits, slots, positions)
-        best = lowest_argmax(processed)
-        peaks = processed.gather(1, best.unsqueeze(1)).squeeze(1)
-        if not bool(torch.isfinite(peaks).all()):
-            for row in torch.nonzero(~torch.isfinite(peaks)).flatten().tolist():
-                failures.setdefault(row, _emptied(peaks[row].item()))
+        best, highest = peaks(processed)
+        finite = highest.abs() < torch.inf
+        if not bool(finite.all()):
+            for row in torch.nonzero(~finite).flatten().tolist():
+                failures.setdefault(row, _emptied(highest[row].item(), logits[row]))
         draws = self._draw_of[slots]
         if not draws.any():
             return Sampled(best, processed, failures)
@@ -209,7 +176,7 @@ class SamplerStack:
         members: Slots,
         slots: Slots,
         positions: Slots,
-        failures: dict[int, tuple[str, str]],
+        failures: Failures,
     ) -> Tensor:
         whole = len(members) == len(slots)
         mine, where = (slots, positions) if whole else (slots[members], positions[members])
@@ -218,15 +185,24 @@ class SamplerStack:
         keys, choices = self._keys[mine], self._choices[mine]
         noise = Noise(keys, choices, where, self._draw_bits(mine, keys, choices, where))
         source = processed if whole else processed[torch.from_numpy(members).to(device)]
-        parameters = self._draw_parameters[index]
+        draw, parameters = self._draws[index], self._draw_parameters[index]
         picked = self._guard(
-            lambda: self._draws[index].pick(source, parameters.gather(rows.slots), rows, noise),
-            self._draws[index].name,
+            lambda: _tokens_of(draw.pick(source, parameters.gather(rows.slots), rows, noise), source),
+            draw.name,
             members,
             failures,
         )
-        if picked is None or whole:
-            return tokens if picked is None else picked
+        if picked is None:
+            return tokens
+        inside = picked.clamp(0, source.shape[1] - 1)
+        drawable = source.gather(1, inside.unsqueeze(1)).squeeze(1) > -torch.inf
+        if not (bool(drawable.all()) and torch.equal(inside, picked)):
+            wrong = members[(~drawable | (inside != picked)).cpu().numpy()].tolist()
+            log.error("draw '%s' picked tokens that are masked or do not exist, in %d rows", draw.name, len(wrong))
+            failures.update(dict.fromkeys(wrong, _failed(draw.name)))
+            picked = inside
+        if whole:
+            return picked
         tokens = tokens.clone()
         tokens[torch.from_numpy(members).to(device)] = picked
         return tokens
@@ -234,15 +210,15 @@ class SamplerStack:
     def _run(
         self,
         logits: Tensor,
+        raw: Tensor,
         slots: Slots,
         positions: Slots,
         order: tuple[str, ...],
         among: Slots | None,
-        failures: dict[int, tuple[str, str]],
+        failures: Failures,
     ) -> Tensor:
-        """Apply the stages of one order to its rows; `among` None means all rows."""
+        """Apply the stages of one order to its rows; `among` None means all rows. `raw` is never written to."""
         device = logits.device
-        copied = False
         for name in order:
             scheduled = self._stages[name]
             if not scheduled.users:
@@ -261,8 +237,9 @@ class SamplerStack:
             index = None if whole else torch.from_numpy(members).to(device)
             source = logits if index is None else logits[index]
             shaped = self._guard(
-                lambda scheduled=scheduled, source=source, rows=rows: scheduled.stage.shape(
-                    source, scheduled.parameters.gather(rows.slots), rows, scheduled.state
+                lambda scheduled=scheduled, source=source, rows=rows: _rows_of(
+                    scheduled.stage.shape(source, scheduled.parameters.gather(rows.slots), rows, scheduled.state),
+                    source,
                 ),
                 name,
                 members,
@@ -271,36 +248,74 @@ class SamplerStack:
             if shaped is None:
                 continue
             if index is None:
-                logits, copied = shaped, True
+                logits = shaped
             else:
-                if not copied:  # the raw rows belong to the caller
-                    logits, copied = logits.clone(), True
+                if _share_memory(logits, raw):
+                    logits = logits.clone()
                 logits[index] = shaped
         return logits
 
     @staticmethod
-    def _guard(
-        call: Callable[[], Tensor], name: str, members: Slots, failures: dict[int, tuple[str, str]]
-    ) -> Tensor | None:
+    def _guard(call: Callable[[], Tensor], name: str, members: Slots, failures: Failures) -> Tensor | None:
         """The call's result; an exception fails its rows only."""
         try:
             return call()
         except Exception:
             log.exception("sampler '%s' failed", name)
-            for row in members.tolist():
-                failures[row] = ("internal_error", f"sampler '{name}' failed")
+            failures.update(dict.fromkeys(members.tolist(), _failed(name)))
             return None
+
+    def _broken_rows(self, slots: Slots) -> Failures:
+        broken = self._memories.broken
+        if not broken:
+            return {}
+        return {row: _failed(broken[slot]) for row, slot in enumerate(slots.tolist()) if slot in broken}
 
     def _order(self, chain: Chain) -> int:
         if not chain.given_order:
             return FIXED
         order = ("min_tokens", *(item.name for item in chain.stages))
-        if order not in self._orders:
+        if order in self._orders:
+            return self._orders.index(order)
+        unused = set(range(1, len(self._orders))) - set(self._order_of.tolist())
+        if not unused:
             self._orders.append(order)
-        return self._orders.index(order)
+            return len(self._orders) - 1
+        index = unused.pop()
+        self._orders[index] = order
+        return index
 
 
-def _emptied(peak: float) -> tuple[str, str]:
+def _rows_of(shaped: Any, source: Tensor) -> Tensor:
+    """What a stage returned, if it is what a stage has to return."""
+    if not isinstance(shaped, Tensor):
+        raise TypeError(f"a stage returned {type(shaped).__name__}")
+    if shaped.shape != source.shape or shaped.dtype != source.dtype or shaped.device != source.device:
+        raise TypeError(f"a stage returned {shaped.dtype} {tuple(shaped.shape)} on {shaped.device}")
+    return shaped.contiguous()
+
+
+def _tokens_of(picked: Any, source: Tensor) -> Tensor:
+    """What a draw returned, if it is what a draw has to return."""
+    if not isinstance(picked, Tensor):
+        raise TypeError(f"a draw returned {type(picked).__name__}")
+    if picked.shape != source.shape[:1] or picked.dtype != torch.int64 or picked.device != source.device:
+        raise TypeError(f"a draw returned {picked.dtype} {tuple(picked.shape)} on {picked.device}")
+    return picked
+
+
+def _share_memory(one: Tensor, other: Tensor) -> bool:
+    return one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
+
+
+def _failed(name: str) -> tuple[str, str]:
+    return "internal_error", f"sampler '{name}' failed"
+
+
+def _emptied(peak: float, raw: Tensor) -> tuple[str, str]:
+    """Why nothing can be drawn from a row whose largest processed logit is `peak`. raw: [V]."""
     if peak == -np.inf:
         return "constraint_unsatisfiable", "the request's masks leave no token to draw"
+    if bool((raw < torch.inf).all()):
+        return "internal_error", "a sampler made a logit that is not a number"
     return "internal_error", "the model gave a logit that is not a number"

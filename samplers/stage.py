@@ -1,9 +1,11 @@
-"""Base class of stages: everything a plain logits-to-logits map does not have to say."""
+"""Base classes of stages and states: everything a plain logits-to-logits map does not have to say."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any, ClassVar
+
+from torch import Tensor
 
 from samplers.contract import Param, SamplerError, Shape, State
 
@@ -27,6 +29,22 @@ class BaseStage:
 
     def new_state(self, shape: Shape) -> State | None:
         return None
+
+
+class FixedState:
+    """Base of states that are written at admission and do not depend on the tokens that follow."""
+
+    def accept(self, slots: Tensor, tokens: Tensor) -> None:
+        """Nothing depends on the tokens."""
+
+    def snapshot(self, slot: int) -> Any:
+        return None
+
+    def restore(self, slot: int, snapshot: Any) -> None:
+        """Nothing to undo."""
+
+    def free(self, slot: int) -> None:
+        """The next `admit` overwrites the slot."""
 
 
 def token_ids(value: Any, path: str, vocab: int) -> tuple[int, ...]:

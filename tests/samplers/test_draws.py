@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from samplers.argmax import compared_peaks, peaks
 from samplers.contract import Rows
 from samplers.quantise import BITS, draw, pick, quantise
 from samplers.registry import DRAWS
@@ -86,3 +87,12 @@ def test_the_fast_draw_picks_what_the_reference_picks() -> None:
         fast = draw(torch.from_numpy(logits), torch.from_numpy(bits))
         # an exponential that differs in its last bit may move an edge past one draw in 10^10
         assert fast.tolist() == pick(quantise(logits), bits).tolist()
+
+
+def test_peaks_on_any_device_are_lowest_and_show_what_is_not_a_number() -> None:
+    rows = torch.tensor([[1.0, 3.0, 3.0], [-torch.inf, -torch.inf, -torch.inf], [0.0, torch.inf, 1.0], [2.0, 0.0, 0.0]])
+    for one in (peaks, compared_peaks):
+        ids, values = one(rows)
+        assert ids.tolist() == [1, 0, 1, 0] and values.tolist() == [3.0, -torch.inf, torch.inf, 2.0]
+        ids, values = one(torch.tensor([[0.0, torch.nan, 5.0], [1.0, 2.0, 0.0]]))
+        assert values[0].isnan() and 0 <= ids[0] < 3 and (ids[1], values[1]) == (1, 2.0)

@@ -125,6 +125,67 @@ def test_counts_follow_accept_restore_and_fork() -> None:
     assert penalty(0) == count([])
 
 
+def test_frequency_and_presence_share_one_count_of_what_was_generated() -> None:
+    stack = SamplerStack(2, VOCABULARY, torch.device("cpu"))
+    admit(stack, 0, {"frequency_penalty": 0.5, "presence_penalty": 0.25})
+    admit(stack, 1, {"presence_penalty": 0.25})
+    assert stack._stages["frequency_penalty"].state is stack._stages["presence_penalty"].state
+    for token in (5, 5, 6):
+        stack.accept(np.array([0, 1]), torch.tensor([token, token]))
+    shaped, _ = stack.shape(torch.zeros(2, VOCABULARY), np.array([0, 1]), np.array([0, 0]))
+    assert shaped[:, [5, 6, 7]].tolist() == [[-1.25, -0.75, 0.0], [-0.25, -0.25, 0.0]]
+    stack.free(0)
+    stack.accept(np.array([1]), torch.tensor([7]))
+    admit(stack, 0, {"frequency_penalty": 1.0}, output_ids=[9])
+    shaped, _ = stack.shape(torch.zeros(2, VOCABULARY), np.array([0, 1]), np.array([0, 0]))
+    assert shaped[:, [5, 7, 9]].tolist() == [[0.0, 0.0, -1.0], [-0.25, -0.25, 0.0]]
+
+
+@pytest.mark.parametrize("penalty", [1e-46, 1e-30, 1e-28, 1e-5, 10])
+@pytest.mark.parametrize("temperature", [0, 1e-5, 1, 100])
+def test_the_strongest_penalties_stay_numbers(penalty: float, temperature: float) -> None:
+    stack = SamplerStack(1, VOCABULARY, torch.device("cpu"))
+    admit(stack, 0, {"repetition_penalty": penalty, "temperature": temperature, "allowed_token_ids": [1, 2, 3, 7]})
+    rows = torch.full((1, VOCABULARY), -3.0)
+    rows[0, [1, 2, 7]] = torch.tensor([20.0, 0.0, 25.0])
+    result = sample(stack, rows, [0])
+    assert not result.failures
+    assert set(torch.nonzero(result.processed[0] > -torch.inf).flatten().tolist()) == {1, 2, 3, 7}
+    if temperature < 100:
+        assert result.tokens[0] == (7 if penalty > 1 else 1)
+
+
+def test_masks_do_not_hide_a_model_that_has_gone_wrong() -> None:
+    for fields in ({"allowed_token_ids": [1]}, {"bad_words_ids": [[4]]}, {}):
+        for value in (torch.nan, torch.inf):
+            stack = SamplerStack(1, VOCABULARY, torch.device("cpu"))
+            admit(stack, 0, fields, ending_ids=frozenset({4}), min_tokens=2)
+            rows = logits(1)
+            rows[0, 4] = value
+            (code, message), *_ = sample(stack, rows, [0]).failures.values()
+            assert code == "internal_error" and "the model" in message
+
+
+def test_an_ending_outside_the_vocabulary_masks_nothing() -> None:
+    stack = SamplerStack(1, VOCABULARY, torch.device("cpu"))
+    for endings in ({VOCABULARY, -1}, {VOCABULARY, 3}):
+        admit(stack, 0, {}, ending_ids=frozenset(endings), min_tokens=2)
+        processed = sample(stack, logits(1), [0]).processed[0]
+        assert torch.nonzero(processed == -torch.inf).flatten().tolist() == [i for i in (3,) if i in endings]
+
+
+def test_biases_of_many_sizes_in_one_batch() -> None:
+    stack = SamplerStack(4, VOCABULARY, torch.device("cpu"))
+    sizes = [1, 40, 3, 1]
+    for slot, size in enumerate(sizes):
+        admit(stack, slot, {"logit_bias": {str(token): slot - token / 10 for token in range(size)}})
+    stack.fork(1, 3)
+    shaped, _ = stack.shape(torch.zeros(4, VOCABULARY), np.arange(4), np.zeros(4, np.int64))
+    for slot, (size, bias) in enumerate(zip([1, 40, 3, 40], [0, 1, 2, 1], strict=True)):
+        expected = [bias - token / 10 if token < size else 0.0 for token in range(VOCABULARY)]
+        assert torch.allclose(shaped[slot], torch.tensor(expected))
+
+
 def test_seed_choice_and_position_decide_the_draw_and_nothing_else() -> None:
     rows = torch.zeros(1, VOCABULARY)
 

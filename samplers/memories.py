@@ -1,0 +1,107 @@
+"""The states of all stages, and which slots use them.
+
+A state that raises must not harm anybody else: the slots it was called for are broken from then on, which ends
+their requests, and everything else goes on.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from samplers.contract import Admission, State
+
+log = logging.getLogger(__name__)
+Slots = npt.NDArray[np.int64]
+
+
+class Memory:
+    """A state and the slots that use it, be it through one stage or several."""
+
+    def __init__(self, name: str, state: State, slots: int) -> None:
+        self.name, self.state = name, state
+        self.uses = np.zeros(slots, bool)
+        self.users = 0
+
+
+class Memories:
+    """Every state of a stack."""
+
+    def __init__(self, slots: int) -> None:
+        self._slots = slots
+        self._all: dict[int, Memory] = {}  # by identity of the state: stages may share one
+        self.broken: dict[int, str] = {}  # slot -> the sampler that lost its state
+
+    def of(self, name: str, state: State | None) -> Memory | None:
+        """Where the state of stage `name` is kept."""
+        return None if state is None else self._all.setdefault(id(state), Memory(name, state, self._slots))
+
+    def admit(self, memory: Memory, slot: int, admission: Admission) -> None:
+        """Raises whatever the state raises; the slot then has to be freed."""
+        if not memory.uses[slot]:  # another stage may have brought it in
+            self._take(memory, slot)
+            memory.state.admit(slot, admission)
+
+    def fork(self, parent: int, child: int) -> None:
+        for memory in self._all.values():
+            if memory.uses[parent]:
+                self._take(memory, child)
+                with self._contained(memory, [child]):
+                    memory.state.fork(parent, child)
+        if parent in self.broken:
+            self.broken[child] = self.broken[parent]
+
+    def free(self, slot: int) -> None:
+        for memory in self._all.values():
+            if memory.uses[slot]:
+                memory.uses[slot] = False
+                memory.users -= 1
+                with self._contained(memory, [slot]):
+                    memory.state.free(slot)
+        self.broken.pop(slot, None)  # whatever is left of its states, the next `admit` overwrites it
+
+    def accept(self, slots: Slots, tokens: Tensor) -> None:
+        """Commit one token to each of these distinct slots. slots, tokens: [R]."""
+        for memory in self._all.values():
+            if not memory.users:
+                continue
+            used = memory.uses[slots]
+            if used.any():
+                chosen = torch.from_numpy(np.flatnonzero(used)).to(tokens.device)
+                device_slots = torch.from_numpy(slots).to(tokens.device)
+                with self._contained(memory, slots[used]):
+                    memory.state.accept(device_slots[chosen], tokens[chosen])
+
+    def snapshot(self, slot: int) -> dict[int, Any]:
+        saved: dict[int, Any] = {}
+        for key, memory in self._all.items():
+            if memory.uses[slot]:
+                with self._contained(memory, [slot]):
+                    saved[key] = memory.state.snapshot(slot)
+        return saved
+
+    def restore(self, slot: int, snapshot: dict[int, Any]) -> None:
+        for key, saved in snapshot.items():
+            with self._contained(self._all[key], [slot]):
+                self._all[key].state.restore(slot, saved)
+
+    @staticmethod
+    def _take(memory: Memory, slot: int) -> None:
+        if not memory.uses[slot]:
+            memory.uses[slot] = True
+            memory.users += 1
+
+    @contextmanager
+    def _contained(self, memory: Memory, slots: Iterable[int]) -> Iterator[None]:
+        try:
+            yield
+        except Exception:
+            log.exception("the state of sampler '%s' failed", memory.name)
+            self.broken.update((int(slot), memory.name) for slot in slots)
