@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from dataclasses import dataclass, field
+from collections.abc import Callable
 
 from engine.engine import Engine, QueueLimits
+from engine.executor import Drawn, Failure, OutOfDeviceMemory, StepResult
 from engine.pages import Pages
 from engine.request import DecodeRequest, TokenScore
 from engine.scheduler import Scheduler, Work
@@ -32,32 +33,18 @@ def continuation(request: DecodeRequest, choice: int) -> list[int]:
     return tokens[len(request.prompt_ids) :]
 
 
-@dataclass
-class Drawn:
-    sequence: Sequence
-    token: int
-    logprob: float
-    score: TokenScore | None = None
-    failure: object | None = None
-
-
-@dataclass
-class Result:
-    drawn: list[Drawn]
-    prompt_scores: list[tuple[Sequence, int, list[TokenScore]]]
-    seconds: dict[str, float] = field(default_factory=dict)
-
-
 class FakeExecutor:
     """Keeps the tokens of every KV slot and reads them back before it draws, as attention would."""
 
     def __init__(self, num_pages: int, page_size: int, max_batch_tokens: int) -> None:
         self.pages = Pages(num_pages, page_size, contiguous=True)
         self.max_batch_tokens = max_batch_tokens
-        self.memory: dict[int, int] = {}
+        self.memory: dict[int, int | None] = {}  # by slot; None stands for NaN
         self.slots: set[int] = set()
         self.batches: list[int] = []
         self.fail_on_step: set[int] = set()
+        self.spoil_on_step: set[int] = set()  # the first sequence of these steps gets a NaN into its KV
+        self.fitting = max_batch_tokens  # tokens of a step for which the device has memory
         self.steps = 0
 
     def admit(self, sequence: Sequence) -> None:
@@ -67,28 +54,40 @@ class FakeExecutor:
     def free(self, slot: int) -> None:
         self.slots.remove(slot)
 
-    def mend(self, sequence: Sequence) -> None:
-        pass
+    def mend(self, sequence: Sequence) -> set[int]:
+        slots = self.pages.slots(sequence.branch, 0, sequence.branch.length).tolist()
+        broken = [slot for slot in slots if self.memory[slot] is None]
+        self.memory.update(dict.fromkeys(broken, 0))  # whoever reads it now is silently wrong
+        return {slot // self.pages.page_size for slot in broken}
 
-    def execute(self, works: list[Work]) -> Result:
+    def execute(self, works: list[Work]) -> StepResult:
         self.steps += 1
         if self.steps in self.fail_on_step:
             raise RuntimeError("injected")
         total = sum(work.count for work in works)
         assert 0 < total <= self.max_batch_tokens
+        if total > self.fitting:
+            raise OutOfDeviceMemory(f"{total} tokens")
         self.batches.append(total)
         size = self.pages.page_size
         copies = self.pages.drain_copies()
         moved = {b * size + i: self.memory.get(a * size + i) for a, b in copies for i in range(size)}
         self.memory.update(moved)
-        result = Result([], [])
+        result = StepResult()
         for work in works:
             sequence = work.sequence
             slots = self.pages.slots(sequence.branch, work.context, work.count).tolist()
             new = sequence.tokens[work.context : work.context + work.count]
             self.memory.update(zip(slots, new, strict=True))
+            if self.steps in self.spoil_on_step and work is works[0]:
+                self.memory[slots[0]] = None
             cached = self.pages.slots(sequence.branch, 0, work.context + work.count).tolist()
             seen = [self.memory[slot] for slot in cached]
+            if None in seen:
+                failure = Failure("internal_error", "the model gave a logit that is not a number")
+                result.drawn += [Drawn(drawer, 0, float("nan"), failure=failure) for drawer in work.draws]
+                self.memory[slots[-1]] = None
+                continue
             assert seen == sequence.tokens[: len(seen)]
             if sequence.active.prompt_scores is not None:
                 last = min(work.context + work.count, sequence.prompt_length - 1)
@@ -109,11 +108,12 @@ def fake_engine(
     max_seqs: int = 8,
     max_batch_tokens: int = 32,
     queue: QueueLimits | None = None,
+    on_fatal: Callable[[BaseException], None] | None = None,
 ) -> tuple[Engine, FakeExecutor, Scheduler]:
     executor = FakeExecutor(num_pages, page_size, max_batch_tokens)
     scheduler = Scheduler(executor.pages, max_seqs, max_batch_tokens, b"fake")
     limits = queue or QueueLimits(1000, 10**6)
-    return Engine(executor, scheduler, limits), executor, scheduler
+    return Engine(executor, scheduler, limits, None, on_fatal), executor, scheduler
 
 
 def request(name: str, prompt: list[int], max_tokens: int = 8, **changes: object) -> DecodeRequest:

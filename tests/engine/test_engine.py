@@ -10,8 +10,10 @@ from collections.abc import Callable
 import pytest
 
 from engine.engine import Engine, QueueLimits
+from engine.executor import StepResult
 from engine.request import DecodeRequest, Finish, FinishReason
 from engine.runners.base import EngineFailed, Overloaded, TooLarge
+from engine.scheduler import Work
 from engine.sequence import Sequence
 from tests.engine.fake_executor import FakeExecutor, collect, continuation, fake_engine, request
 
@@ -65,6 +67,24 @@ async def test_more_choices_than_slots_still_finish() -> None:
     async with running(max_seqs=3) as (engine, _, _):
         asked = request("a", list(range(9)), 6, n=10)
         assert await collect(engine, asked) == {i: continuation(asked, i) for i in range(10)}
+
+
+async def test_choices_do_not_wait_behind_the_prompt_of_another_request() -> None:
+    async with running(num_pages=64, max_batch_tokens=8) as (engine, executor, _):
+        execute, together = executor.execute, []
+
+        def watch(works: list[Work]) -> StepResult:
+            together.append({work.sequence.active.request.id: 0 for work in works})
+            for work in works:
+                together[-1][work.sequence.active.request.id] += 1
+            return execute(works)
+
+        executor.execute = watch
+        asked = [request("choices", list(range(10)), 6, n=4), request("long", list(range(100)), 3)]
+        results = await asyncio.gather(*[collect(engine, one) for one in asked])
+        assert results == [{i: continuation(one, i) for i in range(one.n)} for one in asked]
+        decoding = [step for step in together if step.get("choices", 0) > 1]
+        assert [step["choices"] for step in decoding] == [4] * 5 and all("long" in step for step in decoding)
 
 
 async def test_preemption_when_pages_run_out_changes_nothing() -> None:

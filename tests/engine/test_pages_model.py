@@ -225,6 +225,23 @@ class PagesMachine(RuleBasedStateMachine):
         self.pages.truncate(held.branch, len(prefix) + len(path))
         held.tokens, held.unwritten = prefix + drafts, 0
 
+    @precondition(lambda self: any(held.written for held in self.held))
+    @rule(data=st.data())
+    def damage(self, data: st.DataObject) -> None:
+        """A page turns out to hold rubbish: whoever has it gives up everything, and nobody finds it again."""
+        self.step(False, False)
+        held = self.pick(data, [held for held in self.held if held.written])
+        index = data.draw(st.integers(0, len(held.branch.pages) - 1))
+        page, tokens = held.branch.pages[index], held.tokens.copy()
+        for other in [other for other in self.held if page in other.branch.pages]:
+            self.pages.forget(other.branch, {page})
+            self.drop(other)
+        assert page in self.pages._free
+        size = self.pages.page_size
+        self.memory[page * size : (page + 1) * size] = [JUNK] * size
+        if len(self.held) < MAX_HELD:
+            self.admit(held.namespace, [*tokens, 1])
+
     # ---- what must hold after each of them
 
     @invariant()

@@ -169,6 +169,55 @@ def test_a_registered_page_left_to_the_branch_that_cut_it_is_unregistered_when_w
     pages.check_integrity([second])
 
 
+# ---- damage
+
+
+def test_forgotten_pages_are_found_by_nobody_and_computed_anew() -> None:
+    pages = Pages(20, 4, True)
+    branch = computed(pages, PROMPT)
+    pages.forget(branch, {branch.pages[1]})
+    assert found(pages, PROMPT) == 4  # what lies before the damage is good
+    pages.check_integrity([branch])
+    pages.release(branch)
+    assert pages.cached == 1
+    pages.release(computed(pages, PROMPT))
+    assert found(pages, PROMPT) == 12
+    pages.check_integrity([])
+
+
+def test_what_was_cached_behind_a_forgotten_page_stays_lost() -> None:
+    pages = Pages(20, 4, True)
+    branch = computed(pages, PROMPT[:8])
+    longer = computed(pages, PROMPT)  # attaches to those two pages and computes a third from them
+    pages.release(longer)
+    pages.forget(branch, {branch.pages[0]})
+    pages.release(branch)
+    again = computed(pages, PROMPT[:8])
+    assert found(pages, PROMPT) == 8
+    pages.check_integrity([again])
+
+
+def test_a_sibling_keeps_forgotten_pages_until_it_goes() -> None:
+    pages = Pages(20, 4, True)
+    branch = computed(pages, PROMPT)
+    sibling = pages.fork(branch)
+    pages.forget(branch, set(branch.pages))
+    pages.release(branch)
+    assert sibling.pages and found(pages, PROMPT) == 0
+    pages.append(sibling, 4)
+    pages.register(sibling, [*PROMPT, 1, 2, 3, 4])
+    pages.check_integrity([sibling])
+    pages.release(sibling)
+    pages.check_integrity([])
+
+
+def test_forgetting_needs_damage() -> None:
+    pages = Pages(20, 4, True)
+    branch = computed(pages, PROMPT)
+    pages.forget(branch, {19})
+    assert found(pages, PROMPT) == 12
+
+
 # ---- collisions
 
 
