@@ -51,7 +51,8 @@ def serve_model(
         known = ", ".join(EMBEDDED)
         raise ConfigError(f"there is no model '{name}'; say an embedded one ({known}), a folder or a hub id owner/name")
     codec = TextCodec.load(folder)
-    runner = TorchRunner.from_pretrained(folder, engine_settings(config), on_fatal)
+    known_ids = 1 + max(codec.fast.get_vocab(with_added_tokens=True).values())
+    runner = TorchRunner.from_pretrained(folder, engine_settings(config), on_fatal, known_ids)
     model = ServedModel(
         id=served_id or (Path(name).name if Path(name).is_dir() else name),
         runner=runner,

@@ -73,7 +73,7 @@ class Runner(Protocol):
 
     name: str  # 'torch', 'vllm'
     capabilities: frozenset[Capability]
-    vocab_size: int
+    vocab_size: int  # prompts may hold, and choices will hold, ids below it
     max_model_len: int
 
     def submit(self, request: DecodeRequest) -> AsyncIterator[Output]:

@@ -85,7 +85,7 @@ class TorchExecutor:
         ]
         step = pack(self.pages, chunks, rows, self.loaded.device)
         built = time.perf_counter()
-        logits = self.forward(step)
+        logits = self.forward(step)[:, : self.loaded.vocab_size]  # a head may have more rows than there are tokens
         done = time.perf_counter()
         count = len(rows) - len(drawers)
         at = 0
@@ -93,11 +93,11 @@ class TorchExecutor:
             targets = work.sequence.tokens[first + 1 : first + 1 + number]
             top = work.sequence.active.request.prompt_logprobs or 0
             ids = torch.tensor(targets, device=logits.device)
-            scores = token_scores(logits[at : at + number].float(), ids, top)
+            scores = token_scores(logits[at : at + number], ids, top)
             result.prompt_scores.append((work.sequence, first + 1, scores))
             at += number
         if drawers:
-            self._draw(logits[count:].float(), drawers, result)
+            self._draw(logits[count:].float().contiguous(), drawers, result)
         result.seconds = {"build": built - began, "forward": done - built, "sample": time.perf_counter() - done}
         return result
 
@@ -131,9 +131,11 @@ class TorchExecutor:
             self._score(logits, sampled.processed, sampled.tokens, drawn)
         alive = [i for i, one in enumerate(drawn) if one.failure is None]
         if len(alive) == len(drawn):
-            self.stack.accept(slots, sampled.tokens)
-        elif alive:
-            self.stack.accept(slots[alive], sampled.tokens[alive])
+            failures = self.stack.accept(slots, sampled.tokens)
+        else:
+            failures = self.stack.accept(slots[alive], sampled.tokens[alive]) if alive else {}
+        for row, (code, message) in failures.items():
+            drawn[alive[row]].failure = Failure(code, message)
         result.drawn = drawn
 
     def _score(self, raw: Tensor, processed: Tensor, tokens: Tensor, drawn: list[Drawn]) -> None:
@@ -145,8 +147,10 @@ class TorchExecutor:
                 question = (request.processed_logprobs, request.logprobs, request.logprob_token_ids)
                 asked.setdefault(question, []).append(i)
         for (use_processed, top, extra), members in asked.items():
-            source = processed if use_processed else raw
-            scores = token_scores(source[members], tokens[members], top, extra)
+            source, own = processed if use_processed else raw, tokens
+            if len(members) < len(drawn):
+                source, own = source[members], own[members]
+            scores = token_scores(source, own, top, extra)
             for i, score in zip(members, scores, strict=True):
                 drawn[i].score = score
 

@@ -34,7 +34,7 @@ class LoadedModel:
     layers: list[LayerSpec]
     device: torch.device
     dtype: torch.dtype
-    vocab_size: int
+    vocab_size: int  # ids [0, vocab_size) may be drawn and sent; the model's head may have more rows
     max_model_len: int
     eos_token_ids: frozenset[int]
     generation_defaults: dict[str, Any]  # sampling fields of generation_config.json that are set
@@ -51,8 +51,8 @@ class Sizes:
     max_queued_tokens: int
 
 
-def load(model_id: str, settings: EngineSettings) -> LoadedModel:
-    """Load and check. Raises UnsupportedModelError, SettingsError or OSError (no such model)."""
+def load(model_id: str, settings: EngineSettings, known_ids: int | None = None) -> LoadedModel:
+    """Load and check; `known_ids` as in `check`. Raises UnsupportedModelError, SettingsError or OSError."""
     device = torch.device(settings.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise SettingsError(f"device {device}: this machine or this build of torch has {torch.cuda.device_count()}")
@@ -62,11 +62,15 @@ def load(model_id: str, settings: EngineSettings) -> LoadedModel:
         model = AutoModelForCausalLM.from_pretrained(model_id, dtype=dtype, attn_implementation=NAME)
     except SafetensorError as error:
         raise OSError(f"its weights cannot be read: {error}") from error
-    return check(model.to(device), settings)
+    return check(model.to(device), settings, known_ids)
 
 
-def check(model: nn.Module, settings: EngineSettings) -> LoadedModel:
-    """The loaded form of a model that is already in memory. Raises as `load` does."""
+def check(model: nn.Module, settings: EngineSettings, known_ids: int | None = None) -> LoadedModel:
+    """The loaded form of a model that is already in memory. Raises as `load` does.
+
+    known_ids: one more than the largest id of the tokenizer, where that is known. Heads are often padded beyond it,
+    and the rows of the padding are not tokens.
+    """
     register()
     model.eval().requires_grad_(False)
     with torch.inference_mode():
@@ -77,6 +81,7 @@ def check(model: nn.Module, settings: EngineSettings) -> LoadedModel:
     asked = settings.max_model_len
     if asked is not None and asked > limit:
         raise SettingsError(f"max_model_len {asked} is more than the model's {limit} ({why})")
+    rows = model.get_output_embeddings().weight.shape[0]
     generation = model.generation_config
     eos = generation.eos_token_id if generation.eos_token_id is not None else config.eos_token_id
     wanted = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty") if generation.do_sample else ()
@@ -85,7 +90,7 @@ def check(model: nn.Module, settings: EngineSettings) -> LoadedModel:
         layers=layers,
         device=weight.device,
         dtype=weight.dtype,
-        vocab_size=model.get_output_embeddings().weight.shape[0],
+        vocab_size=rows if known_ids is None else min(rows, known_ids),
         max_model_len=asked or limit,
         eos_token_ids=frozenset(eos if isinstance(eos, (list, tuple)) else [] if eos is None else [eos]),
         generation_defaults={k: v for k in wanted if (v := getattr(generation, k, None)) is not None},

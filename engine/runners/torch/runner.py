@@ -64,10 +64,17 @@ class TorchRunner:
 
     @classmethod
     def from_pretrained(
-        cls, model_id: str, settings: EngineSettings, on_fatal: Callable[[BaseException], None] | None = None
+        cls,
+        model_id: str,
+        settings: EngineSettings,
+        on_fatal: Callable[[BaseException], None] | None = None,
+        known_ids: int | None = None,
     ) -> TorchRunner:
-        """From a folder or hub id. Raises UnsupportedModelError, SettingsError or OSError."""
-        return cls(lambda: load(model_id, settings), settings, model_id, on_fatal)
+        """From a folder or hub id. known_ids: one more than the tokenizer's largest id; None: all rows of the head.
+
+        Raises UnsupportedModelError, SettingsError or OSError.
+        """
+        return cls(lambda: load(model_id, settings, known_ids), settings, model_id, on_fatal)
 
     def submit(self, request: DecodeRequest) -> AsyncIterator[Output]:
         return self.engine.stream(request)

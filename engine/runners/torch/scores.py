@@ -1,7 +1,7 @@
 """Log-probabilities of drawn and of prompt tokens, as numbers ready to leave the engine.
 
 The value of a token and the same token's value in its top list are one float32, so clients may compare them
-for equality. Ties in the top list go to the lower id.
+for equality. Ties in the top list go to the lower id; tokens that cannot occur (-inf) are not in it.
 """
 
 from __future__ import annotations
@@ -11,6 +11,9 @@ from torch import Tensor
 
 from engine.request import TokenScore
 
+_CHUNK = 2**24  # elements of a chunk of rows; a whole prompt over a large vocabulary would take gigabytes
+Top = tuple[tuple[int, float], ...]
+
 
 def token_logprobs(logits: Tensor, tokens: Tensor) -> Tensor:
     """ln softmax(logits)[token] per row. logits: [R, V] fp32; tokens: [R] -> [R] fp32."""
@@ -19,7 +22,15 @@ def token_logprobs(logits: Tensor, tokens: Tensor) -> Tensor:
 
 
 def token_scores(logits: Tensor, tokens: Tensor, top: int, extra: tuple[int, ...] = ()) -> list[TokenScore]:
-    """Full scores per row. logits: [R, V] fp32; tokens: [R] int64."""
+    """Full scores per row, computed in fp32. logits: [R, V] of any float dtype; tokens: [R] int64."""
+    rows = max(1, _CHUNK // logits.shape[1])
+    scores: list[TokenScore] = []
+    for some, own in zip(logits.split(rows), tokens.split(rows), strict=True):
+        scores += _scores(some.float(), own, top, extra)
+    return scores
+
+
+def _scores(logits: Tensor, tokens: Tensor, top: int, extra: tuple[int, ...]) -> list[TokenScore]:
     logprobs = logits - logits.logsumexp(1, keepdim=True)
     own = logprobs.gather(1, tokens.unsqueeze(1))
     ranks = ((logprobs > own).sum(1) + 1).tolist()
@@ -31,13 +42,29 @@ def token_scores(logits: Tensor, tokens: Tensor, top: int, extra: tuple[int, ...
     ]
 
 
-def _top(logprobs: Tensor, k: int) -> list[tuple[tuple[int, float], ...]]:
-    k = min(k, logprobs.shape[1])
-    threshold = logprobs.topk(k, 1).values[:, -1:]
-    result = []
-    # topk leaves the order and the choice among ties open: take all entries at or above the k-th value and sort
-    for row, bound in zip(logprobs, threshold, strict=True):
-        ids = torch.nonzero(row >= bound).flatten()
-        pairs = sorted(zip(ids.tolist(), row[ids].tolist(), strict=True), key=lambda pair: (-pair[1], pair[0]))
-        result.append(tuple(pairs[:k]))
-    return result
+def _top(logprobs: Tensor, k: int) -> list[Top]:
+    """The k largest finite entries of each row, descending, ties to the lower id."""
+    values, ids = logprobs.topk(min(k, logprobs.shape[1]), 1)
+    # topk leaves the choice among entries tied with the last of them open: rows where it had a choice are mended
+    last = values[:, -1:]
+    tied = logprobs == last
+    chosen_among = (tied.sum(1) > (values == last).sum(1)) & (last[:, 0] > -torch.inf)
+    if bool(chosen_among.any()):
+        ids[chosen_among] = _lowest_of_tied(values[chosen_among], ids[chosen_among], tied[chosen_among])
+    ids, by_id = ids.sort(1)
+    values, by_value = values.gather(1, by_id).sort(dim=1, descending=True, stable=True)
+    ids = ids.gather(1, by_value)
+    return [
+        tuple(pair for pair in zip(row, numbers, strict=True) if pair[1] > -torch.inf)
+        for row, numbers in zip(ids.tolist(), values.tolist(), strict=True)
+    ]
+
+
+def _lowest_of_tied(values: Tensor, ids: Tensor, tied: Tensor) -> Tensor:
+    """ids [R, k] with those tied with the last value replaced by the lowest such ids. tied: [R, V] bool."""
+    count = tied.shape[1]
+    every = torch.where(tied, torch.arange(count, device=tied.device), count)
+    lowest = every.topk(ids.shape[1], 1, largest=False, sorted=True).values
+    last = values == values[:, -1:]
+    place = (last.cumsum(1) - 1).clamp(min=0)  # values descend, so the tied ones are the last columns
+    return torch.where(last, lowest.gather(1, place), ids)

@@ -1,0 +1,140 @@
+"""What sampling promises through the whole runner: padding is never drawn, and a sampler's bug stays its user's."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
+
+import pytest
+import torch
+
+from engine.request import DecodeRequest, Finish, FinishReason
+from engine.runners.torch.loader import check
+from engine.runners.torch.runner import TorchRunner
+from engine.settings import EngineSettings
+from samplers.chain import resolve
+from samplers.contract import Param
+from samplers.registry import STAGES
+from samplers.stage import BaseStage, FixedState
+from tests.engine.tiny_models import VOCABULARY, tiny_model
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+TOKENS = 30
+
+
+class Choices:
+    """Everything one request got."""
+
+    def __init__(self) -> None:
+        self.tokens: dict[int, list[int]] = {}
+        self.logprobs: list[float] = []
+        self.tops: list[tuple[tuple[int, float], ...]] = []
+        self.prompt_tops: list[tuple[tuple[int, float], ...]] = []
+        self.ends: dict[int, Finish] = {}
+
+
+@contextlib.asynccontextmanager
+async def running(known_ids: int | None = None, seed: int = 0) -> AsyncIterator[TorchRunner]:
+    settings = EngineSettings(page_size=4, max_seqs=8, max_batch_tokens=32, max_model_len=128)
+    runner = TorchRunner(lambda: check(tiny_model("llama", seed), settings, known_ids), settings)
+    try:
+        yield runner
+    finally:
+        await runner.close(1.0)
+
+
+async def ask(runner: TorchRunner, name: str, fields: dict[str, Any], n: int = 1, **changes: Any) -> Choices:
+    request = DecodeRequest(
+        id=name,
+        prompt_ids=(5, 6, 7, 8, 9),
+        chain=resolve(fields, runner.vocab_size),
+        seed=3,
+        max_tokens=TOKENS,
+        n=n,
+        **changes,
+    )
+    got = Choices()
+    async for output in runner.submit(request):
+        for choice, delta in output.deltas.items():
+            got.tokens.setdefault(choice, []).extend(delta.token_ids)
+            got.logprobs += delta.logprobs
+            got.tops += [score.top for score in delta.scores]
+            if delta.finish is not None:
+                got.ends[choice] = delta.finish
+        if output.prompt_scores is not None:
+            got.prompt_tops = [score.top for score in output.prompt_scores if score is not None]
+    return got
+
+
+@pytest.mark.parametrize("fields", [{"temperature": 2.0}, {"temperature": 0}, {"draw": "gumbel", "temperature": 2.0}])
+def test_the_padded_tail_of_the_head_is_never_drawn_nor_listed(fields: dict[str, Any]) -> None:
+    known = 20
+
+    async def scenario() -> None:
+        async with running(known) as runner:
+            assert runner.vocab_size == known
+            got = await ask(runner, "a", fields, logprobs=VOCABULARY, prompt_logprobs=VOCABULARY)
+        assert len(got.tokens[0]) == TOKENS and max(got.tokens[0]) < known
+        assert (len(got.tops), len(got.prompt_tops)) == (TOKENS, 4)
+        for top in got.tops + got.prompt_tops:
+            assert sorted(token for token, _ in top) == list(range(known))
+            assert torch.tensor([value for _, value in top]).exp().sum().item() == pytest.approx(1, abs=1e-5)
+
+    asyncio.run(scenario())
+
+
+def test_a_tokenizer_larger_than_the_head_changes_nothing() -> None:
+    async def scenario() -> None:
+        async with running(VOCABULARY + 5) as runner:
+            assert runner.vocab_size == VOCABULARY
+
+    asyncio.run(scenario())
+
+
+@pytest.fixture(params=["accept", "shape", "free"])
+def buggy(request: pytest.FixtureRequest) -> Iterator[str]:
+    def broken(*_: Any) -> Any:
+        raise ValueError("injected")
+
+    class State(FixedState):
+        def admit(self, slot: int, admission: Any) -> None: ...
+
+    class Buggy(BaseStage):
+        name, order, params = "buggy", 1, (Param("buggy", float, 0.0),)
+
+        def new_state(self, shape: Any) -> Any:
+            state = State()
+            if request.param in ("accept", "free"):
+                setattr(state, request.param, broken)
+            return state
+
+        def shape(self, logits: torch.Tensor, *_: Any) -> torch.Tensor:
+            return logits[:, :5] if request.param == "shape" else logits + 0
+
+    STAGES.register(Buggy)
+    yield request.param
+    del STAGES._items["buggy"]
+
+
+def test_a_bug_in_one_requests_sampler_is_no_failed_step(buggy: str) -> None:
+    async def scenario() -> None:
+        async with running() as runner:
+            alone = await ask(runner, "alone", {"temperature": 1.0}, n=3)
+            for i in range(5):
+                innocent, user = await asyncio.gather(
+                    ask(runner, f"a{i}", {"temperature": 1.0}, n=3),
+                    ask(runner, f"b{i}", {"temperature": 1.0, "buggy": 1.0}, n=3),
+                )
+                assert innocent.tokens == alone.tokens
+                for end in user.ends.values():
+                    if buggy == "free":
+                        assert end.reason is FinishReason.LENGTH
+                    else:
+                        assert (end.error_code, end.message) == ("internal_error", "sampler 'buggy' failed")
+                assert len(user.ends) == 3 and runner.health().ready
+            stats = runner.stats()
+            assert stats.slots_in_use == 0 and stats.kv_pages_in_use == 0
+
+    asyncio.run(scenario())
