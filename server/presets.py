@@ -127,7 +127,7 @@ def _fields(item: Any) -> set[str]:
     if not isinstance(name, str) or not (name in STAGES or name in DRAWS):
         return set()
     if name in DRAWS:
-        return {"draw"}
+        return {"draw"} | {param.name for param in DRAWS.get(name).params}
     stage = STAGES.get(name)
     return {param.name for param in stage.params} | set(stage.structured)
 
