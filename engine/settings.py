@@ -25,7 +25,7 @@ class EngineSettings:
     max_queued_requests: int = 256
     max_queued_tokens: int | None = None  # default 64 * max_batch_tokens
     threads: int | None = None  # CPU threads of the model; default torch's
-    replay: bool = True  # on CPU, replay the traced forward where it gives the eager logits
+    replay: bool = True  # replay a traced forward (CPU) or graphs of it (CUDA) where they give the eager logits
     attention: str = "auto"  # 'auto' or 'plain', the slow reference
 
     def check(self) -> None:

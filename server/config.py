@@ -45,14 +45,14 @@ class ServeConfig(BaseModel):
     max_batch_tokens: int | None = Field(None, ge=1, description="tokens computed per step; 512 on CPU, 8192 on CUDA")
     chunk_tokens: int | None = Field(None, ge=1, description="tokens of one prompt per step; lower bounds latency")
     kv_bytes: int | None = Field(None, ge=1, description="memory for keys and values")
-    page_size: int | None = Field(None, ge=1, description="tokens per KV page, a power of two")
+    page_size: int | None = Field(None, ge=1, description="tokens per KV page, a power of two; fast on CUDA from 256")
     max_queued_requests: int = Field(256, ge=0, description="waiting requests beyond which the answer is 503")
     max_queued_tokens: int | None = Field(
         None, ge=1, description="waiting prompt tokens beyond which the answer is 503"
     )
     max_body_bytes: int = Field(16 * 2**20, ge=1024, description="largest request body")
     threads: int | None = Field(None, ge=1, description="CPU threads of the model")
-    replay: bool = Field(True, description="replay the traced forward pass on CPU where it gives the same logits")
+    replay: bool = Field(True, description="replay a traced forward pass (CPU) or captured graphs of it (CUDA) where they give the same logits")
     grace_s: float = Field(30.0, ge=0, description="seconds running requests get to finish after SIGTERM")
     cors_origins: list[str] = Field(default_factory=list, description="origins allowed to call from a browser")
     allow_chat_template: bool = Field(False, description="accept a chat_template in requests")

@@ -72,7 +72,7 @@ class CudaAttention:
 
     def __init__(self, pool: KvPool, kernel: Kernel | None = None) -> None:
         """Raises KernelError. `kernel` is replaced in tests on machines without a GPU."""
-        varlen.log.setLevel(logging.WARNING)  # it reports its choice of kernel at every call
+        logging.getLogger(varlen.__name__).setLevel(logging.WARNING)  # it reports its choice of kernel at every call
         self.pool = pool
         self._kernel = kernel or varlen.varlen_attn
         self._gather = GatherAttention(pool)

@@ -102,7 +102,7 @@ class DecodeGraphs:
         log.info("recording CUDA graphs of decode steps: %s rows", ", ".join(map(str, sizes)))
         for size in reversed(sizes):
             now = time.monotonic()
-            if now - began > budget_s:
+            if self._recordings and now - began > budget_s:
                 log.warning("CUDA graphs: %.0f s are over, steps below %d rows have none", budget_s, self.sizes[0])
                 break
             if now - told > _PROGRESS_SECONDS:
