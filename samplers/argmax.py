@@ -27,9 +27,9 @@ def compared_peaks(rows: Tensor) -> Peaks:
     """`peaks` by a maximum and comparisons with it, on any device."""
     values = rows.amax(1)
     count = rows.shape[1]
-    ids = torch.arange(count, device=rows.device)
+    ids = torch.arange(count, dtype=torch.int32, device=rows.device)
     lowest = torch.where(rows == values.unsqueeze(1), ids, count).amin(1)
-    return Peaks(lowest.clamp(max=count - 1), values)  # NaN equals nothing
+    return Peaks(lowest.clamp(max=count - 1).long(), values)  # NaN equals nothing
 
 
 def lowest_argmax(rows: Tensor) -> Tensor:

@@ -93,6 +93,7 @@ def test_peaks_on_any_device_are_lowest_and_show_what_is_not_a_number() -> None:
     rows = torch.tensor([[1.0, 3.0, 3.0], [-torch.inf, -torch.inf, -torch.inf], [0.0, torch.inf, 1.0], [2.0, 0.0, 0.0]])
     for one in (peaks, compared_peaks):
         ids, values = one(rows)
-        assert ids.tolist() == [1, 0, 1, 0] and values.tolist() == [3.0, -torch.inf, torch.inf, 2.0]
+        assert ids.dtype == torch.int64 and ids.tolist() == [1, 0, 1, 0]
+        assert values.tolist() == [3.0, -torch.inf, torch.inf, 2.0]
         ids, values = one(torch.tensor([[0.0, torch.nan, 5.0], [1.0, 2.0, 0.0]]))
         assert values[0].isnan() and 0 <= ids[0] < 3 and (ids[1], values[1]) == (1, 2.0)
