@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
-from engine.runners.torch.attention_cuda import CudaAttention, KernelError, refusal
+from engine.runners.torch.attention_cuda import CudaAttention, KernelError, Plan, refusal
 from engine.runners.torch.attention_gather import GatherAttention
 from engine.runners.torch.block_table import block_table
 from engine.runners.torch.forward import Forward
@@ -136,3 +137,18 @@ def test_a_kernel_that_takes_neither_form_is_refused_with_both_reasons() -> None
 
     with pytest.raises(KernelError, match="no kernel image is available; no kernel image"):
         CudaAttention(pool_of([spec()]), never)
+
+
+def test_torchs_own_kernel_takes_these_arguments_and_declares_this_layout() -> None:
+    """Shapes only: torch's op knows what it returns without a GPU."""
+    with FakeTensorMode():
+        pool = pool_of([spec(), spec(window=7, sinks=torch.zeros(4)), spec(kv_heads=4)])
+        backend = CudaAttention(pool)
+        rows = torch.arange(4)
+        lengths = torch.ones(4, dtype=torch.int32)
+        backend.follow(Plan(rows, torch.arange(5, dtype=torch.int32), lengths, lengths, lengths[:, None], 1, 1))
+        for layer, one in enumerate(pool.layers):
+            query, key, value = (
+                torch.zeros(1, n, 4, 16, dtype=torch.bfloat16) for n in (4, one.kv_heads, one.kv_heads)
+            )
+            assert backend.attend(layer, query, key, value).shape == (1, 4, 4, 16)
