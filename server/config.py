@@ -52,7 +52,9 @@ class ServeConfig(BaseModel):
     )
     max_body_bytes: int = Field(16 * 2**20, ge=1024, description="largest request body")
     threads: int | None = Field(None, ge=1, description="CPU threads of the model")
-    replay: bool = Field(True, description="replay a traced forward pass, on CUDA graphs of it, where the logits are the same")
+    replay: bool = Field(
+        True, description="replay a traced forward pass, on CUDA graphs of it, where the logits are the same"
+    )
     grace_s: float = Field(30.0, ge=0, description="seconds running requests get to finish after SIGTERM")
     cors_origins: list[str] = Field(default_factory=list, description="origins allowed to call from a browser")
     allow_chat_template: bool = Field(False, description="accept a chat_template in requests")
