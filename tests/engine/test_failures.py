@@ -11,6 +11,7 @@ import torch
 
 from engine.engine import Engine
 from engine.executor import StepResult
+from engine.mailbox import Mailbox
 from engine.request import DecodeRequest, Finish, FinishReason
 from engine.runners.base import EngineFailed, Overloaded
 from engine.runners.torch.loader import check
@@ -37,7 +38,7 @@ async def finishes(engine: Engine, asked: DecodeRequest) -> list[Finish]:
 async def test_a_prompt_that_had_nan_is_computed_again_by_the_next_request() -> None:
     async with running() as (engine, executor, _):
         executor.spoil_on_step = {1}
-        prompt = list(range(21))
+        prompt = list(range(1, 22))
         ends = await finishes(engine, request("a", prompt, 5, n=4))
         assert [end.reason for end in ends] == [FinishReason.ERROR] * 4
         asked = request("b", prompt, 5)
@@ -49,7 +50,7 @@ async def test_nan_that_comes_while_others_share_the_page_fails_nobody_else() ->
     """The second request attaches pages of the first; then those turn out to hold NaN."""
     async with running(max_batch_tokens=8) as (engine, executor, _):
         executor.spoil_on_step = {2}
-        prompt = list(range(30))
+        prompt = list(range(1, 31))
         first = asyncio.create_task(finishes(engine, request("a", prompt, 5)))
         while executor.steps < 3:
             await asyncio.sleep(0)
@@ -174,7 +175,8 @@ async def test_choices_of_a_step_that_did_not_fit_fork_in_a_later_one() -> None:
     async with running(max_seqs=4, max_batch_tokens=32) as (engine, executor, _):
         executor.fitting = 8
         asked = request("a", list(range(12)), 6, n=4)  # the first step is the whole prompt
-        assert await collect(engine, asked) == {i: continuation(asked, i) for i in range(4)}
+        result = await asyncio.wait_for(collect(engine, asked), SECONDS)
+        assert result == {i: continuation(asked, i) for i in range(4)}
         assert sum(executor.batches) == 12 + 4 * 5
 
 
@@ -256,26 +258,26 @@ async def test_a_request_posted_after_the_thread_has_ended_is_refused() -> None:
         await asyncio.wait_for(collect(engine, request("a", [1], 3)), SECONDS)
 
 
-async def test_a_request_that_the_last_step_did_not_see_is_failed() -> None:
-    engine, executor, _ = fake_engine()
-    flush = engine._loop._flush
-    late: list[asyncio.Task] = []
-    event_loop = asyncio.get_running_loop()
+async def test_a_request_posted_behind_the_last_look_at_the_inbox_is_failed() -> None:
+    engine, _, _ = fake_engine()
+    event_loop, fail = asyncio.get_running_loop(), engine._loop._outbox.fail
+    late: list[asyncio.Task[object]] = []
 
     async def submit() -> None:
         late.append(asyncio.create_task(collect(engine, request("late", [1], 3))))
         await asyncio.sleep(0)  # it is in the inbox now
 
-    def post_behind_its_back() -> None:
-        flush()
-        if not late and engine._loop._stopping is False and executor.steps >= 3:
+    def fail_then_post(mailboxes: list[Mailbox], error: Exception) -> None:
+        fail(mailboxes, error)
+        if not late:
             asyncio.run_coroutine_threadsafe(submit(), event_loop).result(SECONDS)
-            engine._loop.stop()
 
-    engine._loop._flush = post_behind_its_back
-    first = asyncio.wait_for(collect(engine, request("a", [1, 2], 40)), SECONDS)
+    engine._loop._outbox.fail = fail_then_post
+    running_one = asyncio.create_task(collect(engine, request("a", [1, 2], 200)))
+    await asyncio.sleep(0)
+    engine._loop.stop()
     with pytest.raises(Overloaded):
-        await first
+        await asyncio.wait_for(running_one, SECONDS)
     with pytest.raises(Overloaded):
         await asyncio.wait_for(late[0], SECONDS)
     await asyncio.to_thread(engine.close, 1)
