@@ -1,7 +1,8 @@
 """Log-probabilities of drawn and of prompt tokens, as numbers ready to leave the engine.
 
 The value of a token and the same token's value in its top list are one float32, so clients may compare them
-for equality. Ties in the top list go to the lower id; tokens that cannot occur (-inf) are not in it.
+for equality. A top list has exactly k entries, ties go to the lower id; where fewer than k tokens can occur, it
+ends with impossible ones (-inf).
 """
 
 from __future__ import annotations
@@ -43,21 +44,18 @@ def _scores(logits: Tensor, tokens: Tensor, top: int, extra: tuple[int, ...]) ->
 
 
 def _top(logprobs: Tensor, k: int) -> list[Top]:
-    """The k largest finite entries of each row, descending, ties to the lower id."""
+    """The k largest entries of each row, descending, ties to the lower id."""
     values, ids = logprobs.topk(min(k, logprobs.shape[1]), 1)
     # topk leaves the choice among entries tied with the last of them open: rows where it had a choice are mended
     last = values[:, -1:]
     tied = logprobs == last
-    chosen_among = (tied.sum(1) > (values == last).sum(1)) & (last[:, 0] > -torch.inf)
+    chosen_among = tied.sum(1) > (values == last).sum(1)
     if bool(chosen_among.any()):
         ids[chosen_among] = _lowest_of_tied(values[chosen_among], ids[chosen_among], tied[chosen_among])
     ids, by_id = ids.sort(1)
     values, by_value = values.gather(1, by_id).sort(dim=1, descending=True, stable=True)
     ids = ids.gather(1, by_value)
-    return [
-        tuple(pair for pair in zip(row, numbers, strict=True) if pair[1] > -torch.inf)
-        for row, numbers in zip(ids.tolist(), values.tolist(), strict=True)
-    ]
+    return [tuple(zip(row, numbers, strict=True)) for row, numbers in zip(ids.tolist(), values.tolist(), strict=True)]
 
 
 def _lowest_of_tied(values: Tensor, ids: Tensor, tied: Tensor) -> Tensor:
