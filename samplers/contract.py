@@ -14,7 +14,7 @@ from typing import Any, ClassVar, Protocol, TypeVar
 import torch
 from torch import Tensor
 
-from samplers.rng import Noise
+from samplers.rng import Noise, Stream
 
 S = TypeVar("S")
 _LARGEST = 1e300  # larger numbers, infinity included, fit no parameter
@@ -33,21 +33,26 @@ class Param:
     """One scalar parameter of a stage or draw: its flat API name, type, range and neutral value."""
 
     name: str
-    kind: type  # float, int or bool
-    neutral: float | int | bool  # at this value the stage is an exact no-op
+    kind: type  # float, int, bool or str
+    neutral: float | int | bool | str  # at this value the stage is an exact no-op
     low: float = -math.inf
     high: float = math.inf
     low_open: bool = False  # the lower end itself is not allowed
     high_open: bool = False
     also: tuple[float, ...] = ()  # values outside the range that mean "off"
-    default: float | int | bool | None = None  # value when the stage is named without it; None: the neutral one
+    choices: tuple[str, ...] = ()  # of a parameter of kind str; stages and draws see the index
+    default: float | int | bool | str | None = None  # value when the stage is named without it; None: the neutral one
 
     @property
-    def when_named(self) -> float | int | bool:
+    def when_named(self) -> float | int | bool | str:
         return self.neutral if self.default is None else self.default
 
-    def check(self, value: Any, path: str) -> float | int | bool:
+    def check(self, value: Any, path: str) -> float | int | bool | str:
         """The value in its own type. Raises SamplerError for a wrong type, NaN or a value out of range."""
+        if self.kind is str:
+            if not isinstance(value, str) or value not in self.choices:
+                raise SamplerError(f"'{path}' must be one of {', '.join(self.choices)}", path)
+            return value
         if self.kind is bool:
             if not isinstance(value, bool):
                 raise SamplerError(f"'{path}' must be true or false", path)
@@ -64,7 +69,8 @@ class Param:
         above = value >= self.high if self.high_open else value > self.high
         if below or above:
             raise SamplerError(f"'{path}' must be in {self.range_text()}, got {value}", path)
-        return self.kind(value)
+        number: float | int = self.kind(value)
+        return number
 
     def range_text(self) -> str:
         left = "(" if self.low_open or self.low == -math.inf else "["
@@ -102,6 +108,8 @@ class Admission:
     output_ids: Sequence[int]  # non-empty after a fork into a new slot or a resume
     ending_ids: frozenset[int] = frozenset()  # EOS and stop ids of the request
     min_tokens: int = 0
+    stream: Stream = field(default=Stream(0, 0))  # the choice's random stream
+    n: int = 1  # choices of the request, which share the stream's key
 
 
 class State(Protocol):
@@ -134,6 +142,7 @@ class Rows:
 
     slots: Tensor  # [R] int64, device; request slot of each row
     positions: Tensor  # [R] int64, device; output position t of the token to draw
+    noise: Noise  # random numbers of each row's stream at its position
 
 
 class Stage(Protocol):
@@ -166,7 +175,10 @@ class Draw(Protocol):
 
     name: ClassVar[str]
     params: ClassVar[tuple[Param, ...]]  # given by flat name or in the draw's item, as those of stages are
+    shared_noise: ClassVar[bool]  # the stages before it get one random stream for all choices of a request
 
-    def pick(self, logits: Tensor, params: Mapping[str, Tensor], rows: Rows, noise: Noise) -> Tensor:
+    def new_state(self, shape: Shape) -> State | None: ...
+
+    def pick(self, logits: Tensor, params: Mapping[str, Tensor], rows: Rows, state: State | None) -> Tensor:
         """logits [R, V] fp32, each row with a finite entry -> tokens [R] int64, none of them masked."""
         ...

@@ -9,19 +9,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from samplers.contract import Rows
+from samplers.contract import Rows, State
 from samplers.registry import DRAWS
-from samplers.rng import Noise, Purpose
+from samplers.rng import Purpose
+from samplers.stage import BaseDraw
 
 
 @DRAWS.register
-class Gumbel:
+class Gumbel(BaseDraw):
     """argmax over tokens of ln p - ln(-ln u)."""
 
     name = "gumbel"
-    params = ()
 
-    def pick(self, logits: Tensor, params: Mapping[str, Tensor], rows: Rows, noise: Noise) -> Tensor:
-        uniforms = noise.per_token(Purpose.NOISE, logits.shape[1])
+    def pick(self, logits: Tensor, params: Mapping[str, Tensor], rows: Rows, state: State | None) -> Tensor:
+        uniforms = rows.noise.per_token(Purpose.NOISE, logits.shape[1])
         perturbed = logits.cpu().numpy().astype(np.float64) - np.log(-np.log(uniforms))
         return torch.from_numpy(perturbed.argmax(1)).to(logits.device)

@@ -7,18 +7,17 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from samplers.contract import Rows
+from samplers.contract import Rows, State
 from samplers.quantise import draw
 from samplers.registry import DRAWS
-from samplers.rng import Noise
+from samplers.stage import BaseDraw
 
 
 @DRAWS.register
-class Iid:
+class Iid(BaseDraw):
     """P(token) differs from the row by at most V 2^-52."""
 
     name = "iid"
-    params = ()
 
-    def pick(self, logits: Tensor, params: Mapping[str, Tensor], rows: Rows, noise: Noise) -> Tensor:
-        return draw(logits, torch.from_numpy(noise.draw_bits()).to(logits.device))
+    def pick(self, logits: Tensor, params: Mapping[str, Tensor], rows: Rows, state: State | None) -> Tensor:
+        return draw(logits, torch.from_numpy(rows.noise.draw_bits()).to(logits.device))

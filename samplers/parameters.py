@@ -11,14 +11,15 @@ from torch import Tensor
 
 from samplers.contract import Param
 
-_KINDS = {float: np.float32, int: np.int64, bool: np.bool_}
+_KINDS = {float: np.float32, int: np.int64, bool: np.bool_, str: np.int64}
 
 
 class SlotParameters:
-    """A host array for each parameter and its device mirror."""
+    """A host array for each parameter and its device mirror; of a choice among strings, its index."""
 
     def __init__(self, params: Sequence[Param], slots: int, device: torch.device) -> None:
-        self._host = {p.name: np.full(slots, p.neutral, _KINDS[p.kind]) for p in params}
+        self._choices = {param.name: param.choices for param in params if param.kind is str}
+        self._host = {p.name: np.full(slots, self._number(p.name, p.neutral), _KINDS[p.kind]) for p in params}
         # on CPU the mirror is the same memory, and a write needs no transfer
         self._device = {name: torch.from_numpy(array).to(device) for name, array in self._host.items()}
         self._same = device.type == "cpu"
@@ -26,8 +27,11 @@ class SlotParameters:
 
     def write(self, slot: int, values: Mapping[str, Any]) -> None:
         for name, array in self._host.items():
-            array[slot] = values[name]
+            array[slot] = self._number(name, values[name])
         self._stale = not self._same
+
+    def _number(self, name: str, value: Any) -> Any:
+        return self._choices[name].index(value) if name in self._choices else value
 
     def copy(self, parent: int, child: int) -> None:
         for array in self._host.values():

@@ -6,6 +6,7 @@ restarts cannot change it. Salmon, Moraes, Dror, Shaw: Parallel random numbers: 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import IntEnum
 from typing import NamedTuple
 
@@ -108,14 +109,14 @@ class Noise:
         keys: npt.NDArray[np.int64],
         choices: npt.NDArray[np.int64],
         positions: npt.NDArray[np.int64],
-        draw: npt.NDArray[np.int64] | None = None,
+        draw: Callable[[], npt.NDArray[np.int64]] | None = None,
     ) -> None:
         self.keys, self.choices, self.positions = keys, choices, positions  # each [R]
-        self._draw = draw  # [R] bits of the plain draw where they are known already
+        self._draw = draw  # a cheaper way to the bits of the plain draw
 
     def draw_bits(self) -> npt.NDArray[np.int64]:
         """[R] integers in [0, 2^52) of the plain draw."""
-        return self.bits(Purpose.DRAW) if self._draw is None else self._draw
+        return self.bits(Purpose.DRAW) if self._draw is None else self._draw()
 
     def __getitem__(self, rows: npt.NDArray[np.int64]) -> Noise:
         return Noise(self.keys[rows], self.choices[rows], self.positions[rows])

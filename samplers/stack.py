@@ -7,7 +7,7 @@ A stage, state or draw that raises or returns nonsense ends the rows that use it
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,7 +21,7 @@ from samplers.contract import Admission, Draw, Rows, Shape, Stage
 from samplers.memories import Memories, Slots
 from samplers.parameters import SlotParameters
 from samplers.registry import DRAWS, STAGES
-from samplers.rng import DrawBits, Noise
+from samplers.rng import GROUP_CHOICE, DrawBits, Noise, Stream
 
 log = logging.getLogger(__name__)
 Failures = dict[int, tuple[str, str]]  # row -> (code, message)
@@ -49,6 +49,16 @@ class _Scheduled:
         self.parameters = SlotParameters(stage.params, shape.slots, shape.device)
 
 
+class _Drawing:
+    """One draw with everything it keeps per slot."""
+
+    def __init__(self, draw: Draw, shape: Shape, memories: Memories) -> None:
+        self.draw = draw
+        self.state = draw.new_state(shape)
+        self.memory = memories.of(draw.name, self.state)
+        self.parameters = SlotParameters(draw.params, shape.slots, shape.device)
+
+
 class SamplerStack:
     """Per-slot chains and their batched execution."""
 
@@ -57,14 +67,14 @@ class SamplerStack:
         self._memories = Memories(slots)
         by_order = sorted(STAGES, key=lambda stage: stage.order)
         self._stages = {stage.name: _Scheduled(stage, shape, self._memories) for stage in by_order}
-        self._draws: list[Draw] = list(DRAWS)
-        self._draw_parameters = [SlotParameters(draw.params, slots, device) for draw in self._draws]
+        self._draws = [_Drawing(draw, shape, self._memories) for draw in DRAWS]
         self._draw_of = np.zeros(slots, np.int64)  # GREEDY or 1 + index into _draws
         # orders that clients chose are kept while a slot uses them, so there are never more than slots
         self._orders: list[tuple[str, ...]] = [tuple(self._stages)]
         self._order_of = np.zeros(slots, np.int64)  # FIXED or index into _orders
         self._keys = np.zeros(slots, np.int64)
         self._choices = np.zeros(slots, np.int64)
+        self._stage_choices = np.zeros(slots, np.int64)  # the choice word of numbers that stages ask for
         self._draw_bits = DrawBits(slots)
 
     def admit(
@@ -78,10 +88,16 @@ class SamplerStack:
         output_ids: Sequence[int] = (),
         ending_ids: frozenset[int] = frozenset(),
         min_tokens: int = 0,
+        n: int = 1,
     ) -> None:
         """Fully overwrite a slot. seed: signed 64-bit; choice: 32-bit word. Raises whatever a state raises; the slot
         then has to be freed."""
         self.free(slot)
+        stream = Stream(seed, choice)
+
+        def admission(values: Mapping[str, Any]) -> Admission:
+            return Admission(values, prompt_ids, output_ids, ending_ids, min_tokens, stream, n)
+
         items = list(chain.stages)
         if min_tokens and ending_ids:
             items.append(Item("min_tokens", {}))
@@ -91,14 +107,19 @@ class SamplerStack:
             scheduled.users += 1
             scheduled.parameters.write(slot, item.values)
             if scheduled.memory is not None:
-                admission = Admission(item.values, prompt_ids, output_ids, ending_ids, min_tokens)
-                self._memories.admit(scheduled.memory, slot, admission)
-        names = [draw.name for draw in self._draws]
-        self._draw_of[slot] = GREEDY if chain.greedy else 1 + names.index(chain.draw.name)
+                self._memories.admit(scheduled.memory, slot, admission(item.values))
+        self._draw_of[slot] = GREEDY
+        self._keys[slot], self._choices[slot], self._stage_choices[slot] = seed, choice, choice
         if not chain.greedy:
-            self._draw_parameters[names.index(chain.draw.name)].write(slot, chain.draw.values)
+            index = [one.draw.name for one in self._draws].index(chain.draw.name)
+            drawing = self._draws[index]
+            self._draw_of[slot] = 1 + index
+            drawing.parameters.write(slot, chain.draw.values)
+            if drawing.memory is not None:
+                self._memories.admit(drawing.memory, slot, admission(chain.draw.values))
+            if drawing.draw.shared_noise:
+                self._stage_choices[slot] = GROUP_CHOICE
         self._order_of[slot] = self._order(chain)
-        self._keys[slot], self._choices[slot] = seed, choice
         self._draw_bits.forget(slot)
 
     def fork(self, parent: int, child: int, *, seed: int | None = None, choice: int | None = None) -> None:
@@ -112,9 +133,11 @@ class SamplerStack:
         self._memories.fork(parent, child)
         self._draw_of[child], self._order_of[child] = self._draw_of[parent], self._order_of[parent]
         if self._draw_of[child] != GREEDY:
-            self._draw_parameters[self._draw_of[child] - 1].copy(parent, child)
+            self._draws[self._draw_of[child] - 1].parameters.copy(parent, child)
         self._keys[child] = self._keys[parent] if seed is None else seed
         self._choices[child] = self._choices[parent] if choice is None else choice
+        shared = self._stage_choices[parent] == GROUP_CHOICE
+        self._stage_choices[child] = GROUP_CHOICE if shared else self._choices[child]
         self._draw_bits.forget(child)
 
     def free(self, slot: int) -> None:
@@ -181,13 +204,14 @@ class SamplerStack:
         whole = len(members) == len(slots)
         mine, where = (slots, positions) if whole else (slots[members], positions[members])
         device = processed.device
-        rows = Rows(torch.from_numpy(mine).to(device), torch.from_numpy(where).to(device))
         keys, choices = self._keys[mine], self._choices[mine]
-        noise = Noise(keys, choices, where, self._draw_bits(mine, keys, choices, where))
+        noise = Noise(keys, choices, where, lambda: self._draw_bits(mine, keys, choices, where))
+        rows = Rows(torch.from_numpy(mine).to(device), torch.from_numpy(where).to(device), noise)
         source = processed if whole else processed[torch.from_numpy(members).to(device)]
-        draw, parameters = self._draws[index], self._draw_parameters[index]
+        drawing = self._draws[index]
+        draw = drawing.draw
         picked = self._guard(
-            lambda: _tokens_of(draw.pick(source, parameters.gather(rows.slots), rows, noise), source),
+            lambda: _tokens_of(draw.pick(source, drawing.parameters.gather(rows.slots), rows, drawing.state), source),
             draw.name,
             members,
             failures,
@@ -233,7 +257,8 @@ class SamplerStack:
                 continue
             whole = len(members) == len(slots)
             mine, where = (slots, positions) if whole else (slots[members], positions[members])
-            rows = Rows(torch.from_numpy(mine).to(device), torch.from_numpy(where).to(device))
+            noise = Noise(self._keys[mine], self._stage_choices[mine], where)
+            rows = Rows(torch.from_numpy(mine).to(device), torch.from_numpy(where).to(device), noise)
             index = None if whole else torch.from_numpy(members).to(device)
             source = logits if index is None else logits[index]
             shaped = self._guard(

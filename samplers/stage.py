@@ -1,4 +1,4 @@
-"""Base classes of stages and states: everything a plain logits-to-logits map does not have to say."""
+"""Base classes of stages, draws and states: everything that the simplest of each does not have to say."""
 
 from __future__ import annotations
 
@@ -26,6 +26,17 @@ class BaseStage:
         return all(values[param.name] == param.neutral for param in self.params) and not any(
             values.get(field) for field in self.structured
         )
+
+    def new_state(self, shape: Shape) -> State | None:
+        return None
+
+
+class BaseDraw:
+    """A stateless draw without parameters."""
+
+    name: ClassVar[str]
+    params: ClassVar[tuple[Param, ...]] = ()
+    shared_noise: ClassVar[bool] = False
 
     def new_state(self, shape: Shape) -> State | None:
         return None

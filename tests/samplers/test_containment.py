@@ -13,7 +13,7 @@ from samplers.chain import Chain, Item, resolve
 from samplers.contract import Param
 from samplers.registry import DRAWS, STAGES
 from samplers.stack import SamplerStack
-from samplers.stage import BaseStage
+from samplers.stage import BaseDraw, BaseStage
 
 VOCABULARY = 20
 CPU = torch.device("cpu")
@@ -57,7 +57,7 @@ def stage() -> Iterator[type[BaseStage]]:
 
 @pytest.fixture
 def draw() -> Iterator[Any]:
-    class FaultyDraw:
+    class FaultyDraw(BaseDraw):
         name, params = "faulty_draw", (Param("loaded", int, 0, low=0, high=10**9, default=3),)
         result: Callable[[torch.Tensor, Any], Any]
 

@@ -20,6 +20,7 @@ from transformers import (
 
 from samplers.contract import Rows
 from samplers.registry import STAGES
+from samplers.rng import Noise
 
 INF = math.inf
 TRUNCATIONS = {"top_k": 3, "top_p": 0.7, "min_p": 0.2}
@@ -31,7 +32,8 @@ def shape(name: str, row: torch.Tensor, value: float) -> torch.Tensor:
     """The stage alone on rows [R, V] with one parameter value."""
     count = len(row)
     kind = torch.int64 if name == "top_k" else torch.float32
-    rows = Rows(torch.arange(count), torch.zeros(count, dtype=torch.int64))
+    zeros = np.zeros(count, np.int64)
+    rows = Rows(torch.arange(count), torch.from_numpy(zeros), Noise(zeros, zeros, zeros))
     return STAGES.get(name).shape(row, {name: torch.full((count,), value, dtype=kind)}, rows, None)
 
 

@@ -58,6 +58,7 @@ class TorchExecutor:
             output_ids=sequence.tokens[sequence.prompt_length :],
             ending_ids=request.eos_token_ids | request.stop_token_ids,
             min_tokens=request.min_tokens,
+            n=request.n,
         )
 
     def free(self, slot: int) -> None:
