@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from samplers.contract import Draw, SamplerError, Stage
+from samplers.model_facts import NO_FACTS, ModelFacts
 from samplers.registry import DRAWS, STAGES
 from samplers.temperature import GREEDY_BELOW
 
@@ -50,8 +51,8 @@ class Chain:
         return [*items, self.draw.report()]
 
 
-def resolve(fields: Mapping[str, Any], vocab_size: int) -> Chain:
-    """The chain of a request's sampling fields; None means absent.
+def resolve(fields: Mapping[str, Any], vocab_size: int, model: ModelFacts = NO_FACTS) -> Chain:
+    """The chain of a request's sampling fields for a model; None means absent.
 
     Fields are the flat names of parameters (`top_p`), and `sampler`, `sampler_order`, `temperature_last`, `draw`.
     Raises SamplerError with the dotted path of the field.
@@ -93,6 +94,11 @@ def resolve(fields: Mapping[str, Any], vocab_size: int) -> Chain:
     active.sort(key=lambda stage: _place(stage, temperature_last))
     if given_order:
         active = _in_list_order(active, listed, temperature_last)
+    for one in active if greedy else [*active, draw]:
+        one.check(values[one.name], model)
+        for other in active:
+            if other.name in one.excludes:
+                raise SamplerError(f"'{one.name}' cannot be combined with '{other.name}'", _fields(other)[0])
     stages = tuple(Item(stage.name, values[stage.name]) for stage in active)
     off = [name for name in values if name not in DRAWS and STAGES.get(name).is_neutral(values[name])]
     neutral = tuple(Item(name, values[name]) for name in off)

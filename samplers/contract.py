@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Protocol, TypeVar
 import torch
 from torch import Tensor
 
+from samplers.model_facts import NO_FACTS, ModelFacts
 from samplers.rng import Noise, Stream
 
 S = TypeVar("S")
@@ -81,11 +82,12 @@ class Param:
 
 @dataclass(frozen=True)
 class Shape:
-    """Sizes a state needs to allocate its tensors."""
+    """What a state needs to allocate its tensors."""
 
     slots: int
     vocab: int
     device: torch.device
+    model: ModelFacts = NO_FACTS
     _shared: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
 
     def shared(self, make: Callable[[Shape], S]) -> S:
@@ -153,9 +155,14 @@ class Stage(Protocol):
     params: ClassVar[tuple[Param, ...]]
     structured: ClassVar[tuple[str, ...]]  # non-scalar fields, checked by `parse`, delivered by Admission.values
     in_greedy: ClassVar[bool]  # runs at temperature 0 as well (masks, bias, penalties)
+    excludes: ClassVar[frozenset[str]]  # stages and draws that cannot be in one chain with it
 
     def parse(self, field: str, value: Any, path: str, vocab: int) -> Any:
         """The checked value of a structured field, for a vocabulary of `vocab` ids. Raises SamplerError."""
+        ...
+
+    def check(self, values: Mapping[str, Any], model: ModelFacts) -> None:
+        """Raises SamplerError for values that exclude each other or that this model cannot honour."""
         ...
 
     def is_neutral(self, values: Mapping[str, Any]) -> bool:
@@ -176,6 +183,11 @@ class Draw(Protocol):
     name: ClassVar[str]
     params: ClassVar[tuple[Param, ...]]  # given by flat name or in the draw's item, as those of stages are
     shared_noise: ClassVar[bool]  # the stages before it get one random stream for all choices of a request
+    excludes: ClassVar[frozenset[str]]  # stages that cannot be in one chain with it
+
+    def check(self, values: Mapping[str, Any], model: ModelFacts) -> None:
+        """Raises SamplerError for values that exclude each other or that this model cannot honour."""
+        ...
 
     def new_state(self, shape: Shape) -> State | None: ...
 

@@ -19,6 +19,7 @@ from samplers.argmax import peaks
 from samplers.chain import Chain, Item
 from samplers.contract import Admission, Draw, Rows, Shape, Stage
 from samplers.memories import Memories, Slots
+from samplers.model_facts import NO_FACTS, ModelFacts
 from samplers.parameters import SlotParameters
 from samplers.registry import DRAWS, STAGES
 from samplers.rng import GROUP_CHOICE, DrawBits, Noise, Stream
@@ -62,8 +63,8 @@ class _Drawing:
 class SamplerStack:
     """Per-slot chains and their batched execution."""
 
-    def __init__(self, slots: int, vocab: int, device: torch.device) -> None:
-        shape = Shape(slots, vocab, device)
+    def __init__(self, slots: int, vocab: int, device: torch.device, model: ModelFacts = NO_FACTS) -> None:
+        shape = Shape(slots, vocab, device, model)
         self._memories = Memories(slots)
         by_order = sorted(STAGES, key=lambda stage: stage.order)
         self._stages = {stage.name: _Scheduled(stage, shape, self._memories) for stage in by_order}

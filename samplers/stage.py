@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from samplers.contract import Param, SamplerError, Shape, State
+from samplers.model_facts import ModelFacts
 
 
 class BaseStage:
@@ -18,9 +19,13 @@ class BaseStage:
     params: ClassVar[tuple[Param, ...]] = ()
     structured: ClassVar[tuple[str, ...]] = ()
     in_greedy: ClassVar[bool] = False
+    excludes: ClassVar[frozenset[str]] = frozenset()
 
     def parse(self, field: str, value: Any, path: str, vocab: int) -> Any:
         raise SamplerError(f"'{path}' is not a field of {self.name}", path)
+
+    def check(self, values: Mapping[str, Any], model: ModelFacts) -> None:
+        """Everything in range is fine."""
 
     def is_neutral(self, values: Mapping[str, Any]) -> bool:
         return all(values[param.name] == param.neutral for param in self.params) and not any(
@@ -37,6 +42,10 @@ class BaseDraw:
     name: ClassVar[str]
     params: ClassVar[tuple[Param, ...]] = ()
     shared_noise: ClassVar[bool] = False
+    excludes: ClassVar[frozenset[str]] = frozenset()
+
+    def check(self, values: Mapping[str, Any], model: ModelFacts) -> None:
+        """Everything in range is fine."""
 
     def new_state(self, shape: Shape) -> State | None:
         return None

@@ -26,7 +26,8 @@ from server.state import VERSION, ServerState, listed_ids
 def create_app(state: ServerState) -> FastAPI:
     """The application over a state. Raises PresetError if a preset could never be used."""
     for model in state.models:
-        check_presets(model.presets, model.tokenizer, model.runner.vocab_size, model.runner.max_model_len)
+        runner = model.runner
+        check_presets(model.presets, model.tokenizer, runner.vocab_size, runner.max_model_len, runner.facts)
     app = FastAPI(
         title="Drafthouse",
         version=VERSION,

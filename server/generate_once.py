@@ -52,7 +52,7 @@ def generate_once(
     request = DecodeRequest(
         id="generate",
         prompt_ids=tuple(ids),
-        chain=resolve(fields, runner.vocab_size),
+        chain=resolve(fields, runner.vocab_size, runner.facts),
         seed=used_seed,
         max_tokens=min(max_tokens, room),
         n=n,

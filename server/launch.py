@@ -24,6 +24,7 @@ from fastapi import FastAPI
 from engine.runners.torch.runner import TorchRunner
 from engine.settings import EngineSettings
 from models.embedded import EMBEDDED, locate
+from samplers.model_facts import ModelFacts
 from server.app import create_app
 from server.config import ConfigError, ServeConfig
 from server.state import Limits, ServedModel, ServerState
@@ -51,8 +52,8 @@ def serve_model(
         known = ", ".join(EMBEDDED)
         raise ConfigError(f"there is no model '{name}'; say an embedded one ({known}), a folder or a hub id owner/name")
     codec = TextCodec.load(folder)
-    known_ids = 1 + max(codec.fast.get_vocab(with_added_tokens=True).values())
-    runner = TorchRunner.from_pretrained(folder, engine_settings(config), on_fatal, known_ids)
+    tokens = ModelFacts(codec.pieces(), codec.special_ids)
+    runner = TorchRunner.from_pretrained(folder, engine_settings(config), on_fatal, tokens)
     model = ServedModel(
         id=served_id or (Path(name).name if Path(name).is_dir() else name),
         runner=runner,

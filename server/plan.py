@@ -129,7 +129,8 @@ def make_plan(
     body, model, limits = call.body, call.model, call.state.limits
     made = best_of or n
     layers = (call.request, call.preset, model.generation_defaults)
-    chain = resolve_sampling(sampling_fields(body, *layers, model.tokenizer), model.runner.vocab_size)
+    runner = model.runner
+    chain = resolve_sampling(sampling_fields(body, *layers, model.tokenizer), runner.vocab_size, runner.facts)
     if body.logprob_token_ids and logprobs is None:
         refuse("'logprob_token_ids' needs 'logprobs'", "logprob_token_ids")
     seed = secrets.randbits(64) - 2**63 if body.seed is None else body.seed

@@ -10,6 +10,7 @@ from typing import Any
 
 from samplers.chain import Chain, resolve
 from samplers.contract import SamplerError
+from samplers.model_facts import NO_FACTS, ModelFacts
 from samplers.registry import DRAWS, STAGES
 from server.errors import ApiError, bad_request
 from server.refusals import HANDLED, check_common, refuse_unavailable
@@ -28,7 +29,11 @@ class PresetError(ValueError):
 
 
 def check_presets(
-    presets: Mapping[str, Mapping[str, Any]], codec: TextCodec, vocab_size: int, max_model_len: int
+    presets: Mapping[str, Mapping[str, Any]],
+    codec: TextCodec,
+    vocab_size: int,
+    max_model_len: int,
+    facts: ModelFacts = NO_FACTS,
 ) -> None:
     """Refuse at start what no request could use. Raises PresetError."""
     names = set(GenerationBody.model_fields) - NOT_PRESETTABLE | set(PASSED_SAMPLING)
@@ -46,7 +51,7 @@ def check_presets(
             check_common(body, vocab_size)
             if (body.max_tokens or 0) >= max_model_len:
                 raise bad_request(f"'max_tokens' must be below the context of {max_model_len}")
-            resolve_sampling(sampling_fields(body, {}, fields, {}, codec), vocab_size)
+            resolve_sampling(sampling_fields(body, {}, fields, {}, codec), vocab_size, facts)
         except (ApiError, SamplerError) as error:
             raise PresetError(f"{where}: {error}") from error
 
@@ -98,10 +103,10 @@ def fields_below(preset: Mapping[str, Any], defaults: Mapping[str, Any]) -> set[
     return {*preset, *(name for name in GENERATION_CONFIG if name in defaults), *listed}
 
 
-def resolve_sampling(fields: Mapping[str, Any], vocab_size: int) -> Chain:
+def resolve_sampling(fields: Mapping[str, Any], vocab_size: int, model: ModelFacts) -> Chain:
     """`resolve`, with numbers beyond every range refused like any other."""
     try:
-        return resolve(fields, vocab_size)
+        return resolve(fields, vocab_size, model)
     except OverflowError:
         raise SamplerError("'sampler' contains a number out of range", "sampler") from None
 

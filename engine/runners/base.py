@@ -11,6 +11,7 @@ from enum import StrEnum
 from typing import Protocol
 
 from engine.request import DecodeRequest, Output
+from samplers.model_facts import ModelFacts
 
 
 class Capability(StrEnum):
@@ -75,6 +76,7 @@ class Runner(Protocol):
     capabilities: frozenset[Capability]
     vocab_size: int  # prompts may hold, and choices will hold, ids below it
     max_model_len: int
+    facts: ModelFacts  # what samplers may know about the model
 
     def submit(self, request: DecodeRequest) -> AsyncIterator[Output]:
         """Start a request and yield its merged outputs until every choice has finished.

@@ -144,6 +144,11 @@ class TextCodec:
             return self._pieces[token] if token < len(self._pieces) else b""
         return self.fast.decode([token], skip_special_tokens=False).encode()
 
+    def pieces(self) -> list[bytes]:
+        """`token_bytes` of every id."""
+        count = 1 + max(self.fast.get_vocab(with_added_tokens=True).values())
+        return [self.token_bytes(token) for token in range(count)]
+
     def token_text(self, token: int) -> str:
         """The token as log-probabilities show it; may contain U+FFFD."""
         return self.token_bytes(token).decode("utf-8", "replace")

@@ -16,6 +16,7 @@ from engine.runners.torch.runner import TorchRunner
 from engine.settings import EngineSettings
 from samplers.chain import resolve
 from samplers.contract import Param
+from samplers.model_facts import NO_FACTS, ModelFacts
 from samplers.registry import STAGES
 from samplers.stage import BaseStage, FixedState
 from tests.engine.tiny_models import VOCABULARY, tiny_model
@@ -37,8 +38,9 @@ class Choices:
 
 @contextlib.asynccontextmanager
 async def running(known_ids: int | None = None, seed: int = 0) -> AsyncIterator[TorchRunner]:
+    tokens = NO_FACTS if known_ids is None else ModelFacts([b"x"] * known_ids)
     settings = EngineSettings(page_size=4, max_seqs=8, max_batch_tokens=32, max_model_len=128)
-    runner = TorchRunner(lambda: check(tiny_model("llama", seed), settings, known_ids), settings)
+    runner = TorchRunner(lambda: check(tiny_model("llama", seed), settings, tokens), settings)
     try:
         yield runner
     finally:

@@ -16,6 +16,7 @@ import numpy as np
 
 from engine.request import DecodeRequest, Delta, Finish, FinishReason, Output, TokenScore
 from engine.runners.base import Capability, EngineFailed, Health, Overloaded, Stats, TooLarge
+from samplers.model_facts import NO_FACTS
 
 CONTEXT = 2  # tokens a distribution depends on
 
@@ -43,6 +44,7 @@ class FakeRunner:
 
     def __init__(self, vocab_size: int, max_model_len: int, ending: frozenset[int]) -> None:
         self.vocab_size = vocab_size
+        self.facts = NO_FACTS
         self.max_model_len = max_model_len
         self._ending = ending
         self.behaviour = Behaviour()

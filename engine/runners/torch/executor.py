@@ -42,7 +42,7 @@ class TorchExecutor:
                 self.forward.use_replay(loaded.layers)
             else:
                 self.forward.use_graphs(sizes.max_seqs, loaded.max_model_len)
-        self.stack = SamplerStack(sizes.max_seqs, loaded.vocab_size, loaded.device)
+        self.stack = SamplerStack(sizes.max_seqs, loaded.vocab_size, loaded.device, loaded.facts)
 
     @torch.inference_mode()
     def admit(self, sequence: Sequence) -> None:

@@ -20,6 +20,7 @@ from engine.runners.torch.gate import inspect, text_config
 from engine.runners.torch.layers import LayerSpec
 from engine.runners.torch.pool import bytes_per_token
 from engine.settings import EngineSettings, SettingsError
+from samplers.model_facts import NO_FACTS, ModelFacts
 
 log = logging.getLogger(__name__)
 GIB = 2**30
@@ -35,6 +36,7 @@ class LoadedModel:
     device: torch.device
     dtype: torch.dtype
     vocab_size: int  # ids [0, vocab_size) may be drawn and sent; the model's head may have more rows
+    facts: ModelFacts  # for samplers
     max_model_len: int
     eos_token_ids: frozenset[int]
     generation_defaults: dict[str, Any]  # sampling fields of generation_config.json that are set
@@ -51,8 +53,8 @@ class Sizes:
     max_queued_tokens: int
 
 
-def load(model_id: str, settings: EngineSettings, known_ids: int | None = None) -> LoadedModel:
-    """Load and check; `known_ids` as in `check`. Raises UnsupportedModelError, SettingsError or OSError."""
+def load(model_id: str, settings: EngineSettings, tokens: ModelFacts = NO_FACTS) -> LoadedModel:
+    """Load and check; `tokens` as in `check`. Raises UnsupportedModelError, SettingsError or OSError."""
     device = torch.device(settings.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise SettingsError(f"device {device}: this machine or this build of torch has {torch.cuda.device_count()}")
@@ -62,14 +64,14 @@ def load(model_id: str, settings: EngineSettings, known_ids: int | None = None) 
         model = AutoModelForCausalLM.from_pretrained(model_id, dtype=dtype, attn_implementation=NAME)
     except SafetensorError as error:
         raise OSError(f"its weights cannot be read: {error}") from error
-    return check(model.to(device), settings, known_ids)
+    return check(model.to(device), settings, tokens)
 
 
-def check(model: nn.Module, settings: EngineSettings, known_ids: int | None = None) -> LoadedModel:
+def check(model: nn.Module, settings: EngineSettings, tokens: ModelFacts = NO_FACTS) -> LoadedModel:
     """The loaded form of a model that is already in memory. Raises as `load` does.
 
-    known_ids: one more than the largest id of the tokenizer, where that is known. Heads are often padded beyond it,
-    and the rows of the padding are not tokens.
+    tokens: what the tokenizer knows. Heads are often padded beyond its last piece, and the rows of the padding are not
+    tokens.
     """
     register()
     model.eval().requires_grad_(False)
@@ -90,7 +92,8 @@ def check(model: nn.Module, settings: EngineSettings, known_ids: int | None = No
         layers=layers,
         device=weight.device,
         dtype=weight.dtype,
-        vocab_size=rows if known_ids is None else min(rows, known_ids),
+        vocab_size=rows if tokens.pieces is None else min(rows, len(tokens.pieces)),
+        facts=tokens,
         max_model_len=asked or limit,
         eos_token_ids=frozenset(eos if isinstance(eos, (list, tuple)) else [] if eos is None else [eos]),
         generation_defaults={k: v for k in wanted if (v := getattr(generation, k, None)) is not None},

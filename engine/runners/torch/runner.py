@@ -15,6 +15,7 @@ from engine.runners.torch.loader import LoadedModel, Sizes, load, sizes
 from engine.scheduler import Scheduler
 from engine.settings import EngineSettings
 from engine.thread import ModelThread
+from samplers.model_facts import NO_FACTS, ModelFacts
 
 
 class TorchRunner:
@@ -52,6 +53,7 @@ class TorchRunner:
             thread.close()
             raise
         self.vocab_size = loaded.vocab_size
+        self.facts = loaded.facts
         self.max_model_len = loaded.max_model_len
         self.eos_token_ids = loaded.eos_token_ids
         self.generation_defaults = loaded.generation_defaults
@@ -68,13 +70,13 @@ class TorchRunner:
         model_id: str,
         settings: EngineSettings,
         on_fatal: Callable[[BaseException], None] | None = None,
-        known_ids: int | None = None,
+        tokens: ModelFacts = NO_FACTS,
     ) -> TorchRunner:
-        """From a folder or hub id. known_ids: one more than the tokenizer's largest id; None: all rows of the head.
+        """From a folder or hub id. `tokens` is what the tokenizer knows; without it all rows of the head are tokens.
 
         Raises UnsupportedModelError, SettingsError or OSError.
         """
-        return cls(lambda: load(model_id, settings, known_ids), settings, model_id, on_fatal)
+        return cls(lambda: load(model_id, settings, tokens), settings, model_id, on_fatal)
 
     def submit(self, request: DecodeRequest) -> AsyncIterator[Output]:
         return self.engine.stream(request)
