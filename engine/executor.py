@@ -13,6 +13,7 @@ from engine.pages import Pages
 from engine.request import TokenScore
 from engine.scheduler import Work
 from engine.sequence import Sequence
+from samplers.trace import TokenTrace
 
 
 class OutOfDeviceMemory(Exception):
@@ -35,6 +36,7 @@ class Drawn:
     token: int
     logprob: float  # raw model distribution
     score: TokenScore | None = None
+    trace: TokenTrace | None = None
     failure: Failure | None = None
 
 

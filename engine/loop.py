@@ -242,6 +242,8 @@ class EngineLoop:
         delta.logprobs.append(one.logprob)
         if one.score is not None:
             delta.scores.append(one.score)
+        if request.trace is not None:
+            delta.traces.append(one.trace)
         self._counters.generated_tokens += 1
         count = sequence.position
         ends = one.token in request.eos_token_ids or one.token in request.stop_token_ids

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from samplers.chain import Chain
+from samplers.trace import TokenTrace
 
 
 class FinishReason(StrEnum):
@@ -39,6 +40,7 @@ class DecodeRequest:
     prompt_logprobs: int | None = None  # the same for prompt tokens (these are then computed once, cached or not)
     processed_logprobs: bool = False  # report the final row instead of the raw one
     logprob_token_ids: tuple[int, ...] = ()  # report these ids as well, for every generated token
+    trace: int | None = None  # k: say what every stage did to each token's row, on about k candidates
     priority: int = 0  # lower runs first
     delivery_interval_s: float = 0.0  # outputs after the first may be held back and merged this long
     cache_salt: str = ""  # requests share cached prefixes only under one salt
@@ -72,6 +74,7 @@ class Delta:
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)  # raw, one per token
     scores: list[TokenScore] = field(default_factory=list)  # one per token when logprobs were asked for
+    traces: list[TokenTrace | None] = field(default_factory=list)  # one per token when asked for; None: not known
     finish: Finish | None = None
 
     def absorb(self, later: Delta) -> None:
@@ -79,6 +82,7 @@ class Delta:
         self.token_ids += later.token_ids
         self.logprobs += later.logprobs
         self.scores += later.scores
+        self.traces += later.traces
         self.finish = later.finish
 
 

@@ -21,8 +21,10 @@ from samplers.contract import Admission, Draw, Rows, Shape, Stage
 from samplers.memories import Memories, Slots
 from samplers.model_facts import NO_FACTS, ModelFacts
 from samplers.parameters import SlotParameters
+from samplers.recorder import Recorder
 from samplers.registry import DRAWS, STAGES
 from samplers.rng import GROUP_CHOICE, DrawBits, Noise, Stream
+from samplers.trace import TokenTrace
 
 log = logging.getLogger(__name__)
 Failures = dict[int, tuple[str, str]]  # row -> (code, message)
@@ -36,6 +38,7 @@ class Sampled:
     tokens: Tensor  # [R] int64
     processed: Tensor  # [R, V] fp32, after the last stage
     failures: Failures = field(default_factory=dict)
+    traces: dict[int, TokenTrace] = field(default_factory=dict)  # by row, of the slots that asked for it
 
 
 class _Scheduled:
@@ -77,6 +80,8 @@ class SamplerStack:
         self._choices = np.zeros(slots, np.int64)
         self._stage_choices = np.zeros(slots, np.int64)  # the choice word of numbers that stages ask for
         self._draw_bits = DrawBits(slots)
+        self._trace_of = np.zeros(slots, np.int64)  # candidates a trace lists; 0: not traced
+        self._traced = 0  # slots that are: usually none, and then nothing else is looked at
 
     def admit(
         self,
@@ -90,9 +95,10 @@ class SamplerStack:
         ending_ids: frozenset[int] = frozenset(),
         min_tokens: int = 0,
         n: int = 1,
+        trace: int = 0,
     ) -> None:
-        """Fully overwrite a slot. seed: signed 64-bit; choice: 32-bit word. Raises whatever a state raises; the slot
-        then has to be freed."""
+        """Fully overwrite a slot. seed: signed 64-bit; choice: 32-bit word; trace: candidates to list of each row,
+        0: no trace. Raises whatever a state raises; the slot then has to be freed."""
         self.free(slot)
         stream = Stream(seed, choice)
 
@@ -122,6 +128,7 @@ class SamplerStack:
                 self._stage_choices[slot] = GROUP_CHOICE
         self._order_of[slot] = self._order(chain)
         self._draw_bits.forget(slot)
+        self._trace(slot, trace)
 
     def fork(self, parent: int, child: int, *, seed: int | None = None, choice: int | None = None) -> None:
         """Copy a slot's parameters and states; a new stream where given."""
@@ -140,6 +147,7 @@ class SamplerStack:
         shared = self._stage_choices[parent] == GROUP_CHOICE
         self._stage_choices[child] = GROUP_CHOICE if shared else self._choices[child]
         self._draw_bits.forget(child)
+        self._trace(child, int(self._trace_of[parent]))
 
     def free(self, slot: int) -> None:
         for scheduled in self._stages.values():
@@ -148,6 +156,8 @@ class SamplerStack:
                 scheduled.users -= 1
         self._memories.free(slot)
         self._order_of[slot] = FIXED
+        if self._traced:
+            self._trace(slot, 0)
 
     def accept(self, slots: Slots, tokens: Tensor) -> Failures:
         """Commit one token to each of these distinct slots. slots, tokens: [R]. Returns the rows that cannot go on."""
@@ -161,21 +171,39 @@ class SamplerStack:
     def restore(self, slot: int, snapshot: dict[int, Any]) -> None:
         self._memories.restore(slot, snapshot)
 
-    def shape(self, logits: Tensor, slots: Slots, positions: Slots) -> tuple[Tensor, Failures]:
+    def shape(
+        self, logits: Tensor, slots: Slots, positions: Slots, recorder: Recorder | None = None
+    ) -> tuple[Tensor, Failures]:
         """(processed rows [R, V], failures). logits: [R, V] fp32; slots, positions: [R] int64."""
         failures = self._broken_rows(slots)
         orders = self._order_of[slots]
         if not orders.any():  # the common case: everybody runs in the documented order
-            return self._run(logits, logits, slots, positions, self._orders[FIXED], None, failures), failures
+            return self._run(logits, logits, slots, positions, self._orders[FIXED], None, failures, recorder), failures
         processed = logits
         for order in np.unique(orders):
             members = np.flatnonzero(orders == order)
-            processed = self._run(processed, logits, slots, positions, self._orders[order], members, failures)
+            processed = self._run(processed, logits, slots, positions, self._orders[order], members, failures, recorder)
         return processed, failures
 
     def sample(self, logits: Tensor, slots: Slots, positions: Slots) -> Sampled:
         """Shape and draw. logits: [R, V] fp32; slots, positions: [R] int64."""
-        processed, failures = self.shape(logits, slots, positions)
+        recorder = self._recorder(logits, slots) if self._traced else None
+        processed, failures = self.shape(logits, slots, positions, recorder)
+        tokens = self._draw(logits, processed, slots, positions, failures, recorder)
+        if recorder is None:
+            return Sampled(tokens, processed, failures)
+        return Sampled(tokens, processed, failures, recorder.finish(tokens, processed, failures))
+
+    def _draw(
+        self,
+        logits: Tensor,
+        processed: Tensor,
+        slots: Slots,
+        positions: Slots,
+        failures: Failures,
+        recorder: Recorder | None,
+    ) -> Tensor:
+        """One token of each processed row; adds to `failures` the rows that have none."""
         best, highest = peaks(processed)
         finite = highest.abs() < torch.inf
         if not bool(finite.all()):
@@ -183,14 +211,14 @@ class SamplerStack:
                 failures.setdefault(row, _emptied(highest[row].item(), logits[row]))
         draws = self._draw_of[slots]
         if not draws.any():
-            return Sampled(best, processed, failures)
+            return best
         tokens = best
         for draw in set(draws.tolist()) - {GREEDY}:
             rows = np.flatnonzero(draws == draw)
             rows = rows[[row not in failures for row in rows]] if failures else rows
             if len(rows):
-                tokens = self._pick(int(draw) - 1, processed, tokens, rows, slots, positions, failures)
-        return Sampled(tokens, processed, failures)
+                tokens = self._pick(int(draw) - 1, processed, tokens, rows, slots, positions, failures, recorder)
+        return tokens
 
     def _pick(
         self,
@@ -201,12 +229,15 @@ class SamplerStack:
         slots: Slots,
         positions: Slots,
         failures: Failures,
+        recorder: Recorder | None,
     ) -> Tensor:
         whole = len(members) == len(slots)
         mine, where = (slots, positions) if whole else (slots[members], positions[members])
         device = processed.device
         keys, choices = self._keys[mine], self._choices[mine]
         noise = Noise(keys, choices, where, lambda: self._draw_bits(mine, keys, choices, where))
+        if recorder is not None:
+            noise = recorder.noise(noise, members)
         rows = Rows(torch.from_numpy(mine).to(device), torch.from_numpy(where).to(device), noise)
         source = processed if whole else processed[torch.from_numpy(members).to(device)]
         drawing = self._draws[index]
@@ -219,6 +250,8 @@ class SamplerStack:
         )
         if picked is None:
             return tokens
+        if recorder is not None:
+            recorder.drew(draw.name, members)
         inside = picked.clamp(0, source.shape[1] - 1)
         drawable = source.gather(1, inside.unsqueeze(1)).squeeze(1) > -torch.inf
         if not (bool(drawable.all()) and torch.equal(inside, picked)):
@@ -241,6 +274,7 @@ class SamplerStack:
         order: tuple[str, ...],
         among: Slots | None,
         failures: Failures,
+        recorder: Recorder | None,
     ) -> Tensor:
         """Apply the stages of one order to its rows; `among` None means all rows. `raw` is never written to."""
         device = logits.device
@@ -259,6 +293,8 @@ class SamplerStack:
             whole = len(members) == len(slots)
             mine, where = (slots, positions) if whole else (slots[members], positions[members])
             noise = Noise(self._keys[mine], self._stage_choices[mine], where)
+            if recorder is not None:
+                noise = recorder.noise(noise, members)
             rows = Rows(torch.from_numpy(mine).to(device), torch.from_numpy(where).to(device), noise)
             index = None if whole else torch.from_numpy(members).to(device)
             source = logits if index is None else logits[index]
@@ -273,6 +309,8 @@ class SamplerStack:
             )
             if shaped is None:
                 continue
+            if recorder is not None:
+                recorder.staged(name, members, shaped)
             if index is None:
                 logits = shaped
             else:
@@ -296,6 +334,16 @@ class SamplerStack:
         if not broken:
             return {}
         return {row: _failed(broken[slot]) for row, slot in enumerate(slots.tolist()) if slot in broken}
+
+    def _trace(self, slot: int, top: int) -> None:
+        self._traced += int(top > 0) - int(self._trace_of[slot] > 0)
+        self._trace_of[slot] = top
+
+    def _recorder(self, logits: Tensor, slots: Slots) -> Recorder | None:
+        """A recorder of the traced rows, if there are any."""
+        tops = self._trace_of[slots]
+        rows = np.flatnonzero(tops)
+        return Recorder(logits, dict(zip(rows.tolist(), tops[rows].tolist(), strict=True))) if len(rows) else None
 
     def _order(self, chain: Chain) -> int:
         if not chain.given_order:

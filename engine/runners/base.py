@@ -23,6 +23,7 @@ class Capability(StrEnum):
     INPUT_EMBEDDINGS = "input_embeddings"
     HIDDEN_STATES = "hidden_states"
     PROMPT_LOGPROBS = "prompt_logprobs"
+    SAMPLER_TRACE = "sampler_trace"
 
 
 class RunnerError(Exception):

@@ -59,6 +59,7 @@ class TorchExecutor:
             ending_ids=request.eos_token_ids | request.stop_token_ids,
             min_tokens=request.min_tokens,
             n=request.n,
+            trace=request.trace or 0,
         )
 
     def free(self, slot: int) -> None:
@@ -128,6 +129,8 @@ class TorchExecutor:
         drawn = [Drawn(*three) for three in zip(drawers, tokens, logprobs, strict=True)]
         for row, (code, message) in sampled.failures.items():
             drawn[row].failure = Failure(code, message)
+        for row, trace in sampled.traces.items():
+            drawn[row].trace = trace
         if any(sequence.active.request.logprobs is not None for sequence in drawers):
             self._score(logits, sampled.processed, sampled.tokens, drawn)
         alive = [i for i, one in enumerate(drawn) if one.failure is None]

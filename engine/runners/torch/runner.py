@@ -22,7 +22,8 @@ class TorchRunner:
     """Serves one model in this process."""
 
     name = "torch"
-    capabilities = frozenset({Capability.FORK, Capability.PROMPT_LOGPROBS})  # what a request can reach today
+    # what a request can reach today
+    capabilities = frozenset({Capability.FORK, Capability.PROMPT_LOGPROBS, Capability.SAMPLER_TRACE})
 
     def __init__(
         self,
