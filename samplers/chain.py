@@ -86,19 +86,16 @@ def resolve(fields: Mapping[str, Any], vocab_size: int, model: ModelFacts = NO_F
         known[field] = value
     temperature = values.get("temperature", {}).get("temperature", 1.0)
     greedy = temperature < GREEDY_BELOW
-    active = [
-        stage
-        for stage in _public()
-        if stage.name in values and not stage.is_neutral(values[stage.name]) and (stage.in_greedy or not greedy)
-    ]
+    asked = [stage for stage in _public() if stage.name in values and not stage.is_neutral(values[stage.name])]
+    for one in [*asked, draw]:
+        one.check(values[one.name], model)
+        for other in asked:
+            if other.name in one.excludes:
+                raise SamplerError(f"'{one.name}' cannot be combined with '{other.name}'", _fields(other)[0])
+    active = [stage for stage in asked if stage.in_greedy or not greedy]
     active.sort(key=lambda stage: _place(stage, temperature_last))
     if given_order:
         active = _in_list_order(active, listed, temperature_last)
-    for one in active if greedy else [*active, draw]:
-        one.check(values[one.name], model)
-        for other in active:
-            if other.name in one.excludes:
-                raise SamplerError(f"'{one.name}' cannot be combined with '{other.name}'", _fields(other)[0])
     stages = tuple(Item(stage.name, values[stage.name]) for stage in active)
     off = [name for name in values if name not in DRAWS and STAGES.get(name).is_neutral(values[name])]
     neutral = tuple(Item(name, values[name]) for name in off)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
 from samplers.contract import Param, Rows, State
 from samplers.registry import STAGES
+from samplers.rows import keep_from
 from samplers.stage import BaseStage
 
 
@@ -21,4 +21,4 @@ class MinP(BaseStage):
     def shape(self, logits: Tensor, params: Mapping[str, Tensor], rows: Rows, state: State | None) -> Tensor:
         # in logits: no softmax and no sort is needed
         threshold = logits.amax(1, keepdim=True) + params["min_p"].log().unsqueeze(1)
-        return logits.masked_fill(logits < threshold, -torch.inf)
+        return keep_from(logits, threshold)

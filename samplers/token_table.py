@@ -40,3 +40,8 @@ class TokenTable:
         before = logits.gather(1, ids)
         after = before + self._addends[slots]
         return logits.scatter(1, ids, after if where is None else torch.where(where.unsqueeze(1), after, before))
+
+    def any(self, chosen: Tensor, slots: Tensor) -> Tensor:
+        """Whether a token of the row's list, with an addend other than zero, is among the chosen. chosen: [R, V] bool
+        -> [R] bool."""
+        return (chosen.gather(1, self._ids[slots]) & (self._addends[slots] != 0)).any(1)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-import torch
 from torch import Tensor
 
 from samplers.contract import Param, Rows, State
 from samplers.registry import STAGES
+from samplers.rows import keep_from
 from samplers.stage import BaseStage
 
 
@@ -23,4 +23,4 @@ class TopK(BaseStage):
         k = params["top_k"].clamp(max=vocab)
         largest = logits.topk(int(k.max()), 1).values
         threshold = largest.gather(1, (k - 1).unsqueeze(1))
-        return logits.masked_fill(logits < threshold, -torch.inf)
+        return keep_from(logits, threshold)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from samplers.contract import Param, Rows, State
 from samplers.registry import STAGES
+from samplers.rows import descending, keep_from
 from samplers.stage import BaseStage
 
 
@@ -20,9 +21,9 @@ class TopP(BaseStage):
     params = (Param("top_p", float, 1.0, low=0.0, high=1.0, low_open=True, default=0.9),)
 
     def shape(self, logits: Tensor, params: Mapping[str, Tensor], rows: Rows, state: State | None) -> Tensor:
-        ordered = logits.sort(1, descending=True).values
-        mass = ordered.double().softmax(1).cumsum(1)
-        # rounding can leave the whole mass below p: the crossing index then is the last
-        crossing = (mass < params["top_p"].unsqueeze(1)).sum(1, keepdim=True).clamp(max=logits.shape[1] - 1)
+        ordered = descending(logits)
+        mass = (ordered - ordered[:, :1]).exp().cumsum(1, dtype=torch.float64)
+        wanted = params["top_p"].double().unsqueeze(1) * mass[:, -1:]
+        crossing = (mass < wanted).sum(1, keepdim=True).clamp(max=logits.shape[1] - 1)
         threshold = ordered.gather(1, crossing)
-        return logits.masked_fill(logits < threshold, -torch.inf)
+        return keep_from(logits, threshold)

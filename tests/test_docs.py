@@ -151,10 +151,24 @@ def test_samplers_are_documented() -> None:
 
 
 def test_sampler_table_states_ranges_and_defaults() -> None:
-    rows = {row.split("|")[1].strip(" `"): row for row in read("docs/api.md").splitlines() if row.startswith("| `")}
-    for stage in STAGES:
-        for param in stage.params:
-            assert f"| {param.when_named:g} |" in rows[stage.name], f"{stage.name}: default {param.when_named:g}"
+    """A sampler's first parameter is in its row, the others have rows of their own below it: `| | `name` ... |`."""
+    lines = read("docs/api.md").splitlines()
+    rows = {row.split("|")[1].strip(" `"): row for row in lines if row.startswith("| `")}
+    more = {row.split("`")[1]: row for row in lines if row.startswith("| | `")}
+    for owner in (*STAGES, *DRAWS):
+        for number, param in enumerate(owner.params):
+            value = param.when_named
+            default = str(value).lower() if isinstance(value, (bool, str)) else f"{value:g}"
+            row = more[param.name] if number else rows[owner.name]
+            cells = [cell.strip(" `") for cell in row.split("|")]
+            assert any(cell == default or _number(cell) == value for cell in cells[3:]), f"{param.name}: {default}"
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
 
 
 def test_refused_and_extra_fields_are_documented() -> None:

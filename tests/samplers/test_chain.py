@@ -123,5 +123,5 @@ def test_unknown_names_list_the_known_ones() -> None:
 
 def test_both_spellings_are_fine_when_they_agree() -> None:
     chain = resolve({"temperature": 0.5, "sampler": {"name": "temperature", "temperature": 0.5}}, VOCABULARY)
-    assert chain.stages[0].values == {"temperature": 0.5}
+    assert chain.stages[0].values == {"temperature": 0.5, "dynatemp_range": 0.0, "dynatemp_exponent": 1.0}
     assert resolve({"top_k": 5.0}, VOCABULARY).stages[0].values == {"top_k": 5}
