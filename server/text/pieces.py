@@ -26,7 +26,7 @@ def byte_alphabet() -> dict[str, int]:
 def piece_table(tokenizer: Tokenizer) -> list[bytes] | None:
     """Bytes by token id, or None when tokens have no bytes of their own (decoding depends on neighbours)."""
     kinds = _decoder_kinds(tokenizer)
-    if kinds == {"ByteLevel"}:
+    if is_byte_level(tokenizer):
         alphabet = byte_alphabet()
 
         def piece(token: str) -> bytes:
@@ -46,6 +46,11 @@ def piece_table(tokenizer: Tokenizer) -> list[bytes] | None:
     for index, added in tokenizer.get_added_tokens_decoder().items():
         table[index] = added.content.encode()
     return table
+
+
+def is_byte_level(tokenizer: Tokenizer) -> bool:
+    """Whether tokens are written in `byte_alphabet`."""
+    return _decoder_kinds(tokenizer) == {"ByteLevel"}
 
 
 def leading_spaces_removed(tokenizer: Tokenizer) -> int:

@@ -1,0 +1,159 @@
+"""A vocabulary by bytes, and the tokens a tokenizer gives to texts of which only the first bytes are fixed.
+
+Knows tokens and bytes, nothing about models or requests. Works on bytes because both prompts and tokens may end inside
+a character.
+"""
+
+from __future__ import annotations
+
+import codecs
+import unicodedata
+from bisect import bisect_left
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+from itertools import product
+
+import numpy as np
+from tokenizers import Encoding, Tokenizer
+
+from server.text.pieces import byte_alphabet, is_byte_level
+
+# What pre-tokenizers look ahead at: a run of white space or of digits is cut according to what follows it.
+FOLLOWERS = ("a", "0", ".", "\n", " ", " a", "00")
+MANY = 64  # completions of a character to try where bytes cannot be merged one by one
+
+
+class Vocabulary:
+    """The tokens text consists of: those with bytes, special ones excluded."""
+
+    def __init__(self, pieces: Sequence[bytes], excluded: Collection[int]) -> None:
+        self.pieces = pieces
+        self._ordinary = [bool(piece) and token not in excluded for token, piece in enumerate(pieces)]
+        order = sorted((piece, token) for token, piece in enumerate(pieces) if self._ordinary[token])
+        self._sorted, self._ids = [piece for piece, _ in order], [token for _, token in order]
+        joined = np.frombuffer(b"\xff".join(self._sorted), np.uint8)  # 0xff occurs in no text
+        self._inside = np.zeros((256, 256), bool)
+        self._inside[joined[:-1], joined[1:]] = True
+
+    def is_text(self, token: int) -> bool:
+        return token < len(self._ordinary) and self._ordinary[token]
+
+    def inside_a_token(self, left: int, right: int) -> bool:
+        """Whether any token holds these two bytes side by side; where none does, every tokenization is cut."""
+        return bool(self._inside[left, right])
+
+    def starting_with(self, prefix: bytes) -> list[int]:
+        """Tokens that begin with these bytes (at least one)."""
+        low = bisect_left(self._sorted, prefix)
+        kept = prefix.rstrip(b"\xff")
+        high = bisect_left(self._sorted, kept[:-1] + bytes([kept[-1] + 1])) if kept else len(self._sorted)
+        return self._ids[low:high]
+
+    def joined(self, ids: Sequence[int]) -> bytes:
+        return b"".join(self.pieces[token] for token in ids)
+
+
+@dataclass(frozen=True)
+class Frame:
+    """How to make the tokenizer read bytes as if they stood behind a context."""
+
+    anchor: str = ""  # text in front
+    anchor_ids: tuple[int, ...] = ()  # its tokens, which what follows must not change
+    dropped: int = 0  # leading bytes that are a space the tokenizer itself puts in front of a text
+
+
+class Reader:
+    """Canonical tokens of bytes that begin a text."""
+
+    def __init__(self, tokenizer: Tokenizer, vocabulary: Vocabulary) -> None:
+        self._fast = tokenizer
+        self._vocabulary = vocabulary
+        self._byte_level = is_byte_level(tokenizer)
+        self._letters = {byte: letter for letter, byte in byte_alphabet().items()}
+
+    def frame(self, before: str, data: bytes) -> Frame | None:
+        """A frame in which `data` is read as itself. `before` is the text in front of it."""
+        text, pending = decoded(data) or ("", b"")
+        if pending:
+            text += completions(pending)[0]
+        whole = text.encode()
+        for anchor, dropped in (("", 0), ("", 1), (before, 0)):
+            if dropped and not whole.startswith(b" "):
+                continue
+            ids = self._fast.encode(anchor + text[dropped:], add_special_tokens=False).ids
+            for at in range(len(ids) + 1 if anchor else 1):
+                if self._vocabulary.joined(ids[at:]) == whole:
+                    return Frame(anchor, tuple(ids[:at]), dropped)
+        return None
+
+    def read(self, texts: Sequence[bytes], frame: Frame) -> Iterator[list[int]]:
+        """Tokens of each text, and of some longer ones where what follows decides how it is cut: for every text at
+        least those it has as a whole text, if it can be one."""
+        jobs: list[tuple[str, int]] = []  # text, bytes to take away again
+        for data in texts:
+            parts = decoded(data)
+            if parts is None:
+                continue
+            text, pending = parts
+            if not pending:
+                jobs.append((text, 0))
+                if text[-1:].isspace() or text[-1:].isdigit():
+                    jobs += [(text + follower, 0) for follower in FOLLOWERS]
+            elif self._byte_level:
+                jobs += [(text + char, len(char.encode()) - len(pending)) for char in representatives(pending)]
+            else:
+                jobs += [(text + char, 0) for char in completions(pending)]
+        encoded = self._fast.encode_batch(
+            [frame.anchor + text[frame.dropped :] for text, _ in jobs], add_special_tokens=False
+        )
+        skip = len(frame.anchor_ids)
+        for (_, cut), one in zip(jobs, encoded, strict=True):
+            ids = self._shortened(one, cut) if cut else one.ids
+            if tuple(ids[:skip]) == frame.anchor_ids:
+                yield ids[skip:]
+
+    def _shortened(self, encoded: Encoding, cut: int) -> list[int]:
+        """The tokens without the last bytes: these were only there to let the pre-tokenizer see a character. The last
+        pre-token is merged again from what is left of it."""
+        ids, words = encoded.ids, encoded.word_ids
+        first = len(ids) - 1
+        while first and words[first - 1] == words[-1]:
+            first -= 1
+        left = self._vocabulary.joined(ids[first:])[:-cut]
+        merged = self._fast.model.tokenize("".join(self._letters[byte] for byte in left)) if left else []
+        return ids[:first] + [token.id for token in merged]
+
+
+def decoded(data: bytes) -> tuple[str, bytes] | None:
+    """(text, the bytes of an incomplete character at its end), or None where the bytes begin no text."""
+    decoder = codecs.getincrementaldecoder("utf-8")("strict")
+    try:
+        return decoder.decode(data), decoder.getstate()[0]
+    except UnicodeDecodeError:
+        return None
+
+
+@cache
+def completions(pending: bytes) -> tuple[str, ...]:
+    """Up to `MANY` characters whose first bytes these are."""
+    every = list(_characters(pending))
+    return tuple(every[:: max(1, len(every) // MANY)][:MANY])
+
+
+@cache
+def representatives(pending: bytes) -> tuple[str, ...]:
+    """Of the characters whose first bytes these are, one of each class pre-tokenizers tell apart."""
+    classes = {unicodedata.category(char)[0]: char for char in _characters(pending)}
+    return tuple(classes[name] for name in sorted(classes))
+
+
+def _characters(pending: bytes) -> Iterator[str]:
+    lead = pending[0]
+    missing = (2 if lead < 0xE0 else 3 if lead < 0xF0 else 4) - len(pending)
+    # the last byte takes all values, the others a few: neighbouring blocks of Unicode are of one kind
+    ranges = [range(0x80, 0xC0, 1 if place == missing - 1 else 4) for place in range(missing)]
+    for tail in product(*ranges):
+        parts = decoded(pending + bytes(tail))
+        if parts is not None:
+            yield parts[0]
