@@ -5,6 +5,7 @@ Imports torch and nothing of ours above it, so it can be used as a library.
 
 from samplers import (  # noqa: F401 - they register themselves
     allowed_tokens,
+    arithmetic,
     bad_words,
     cutoffs,
     gumbel,
