@@ -33,6 +33,7 @@ class DecodeRequest:
     max_tokens: int  # 0 only scores the prompt; prompt + max_tokens <= max_model_len
     n: int = 1
     first_choice: int = 0  # choice word of the first choice
+    begun: tuple[int, ...] = ()  # fewer than `max_tokens` known tokens that begin every output: counted, never reported
     min_tokens: int = 0
     eos_token_ids: frozenset[int] = frozenset()  # end a choice; empty under `ignore_eos`
     stop_token_ids: frozenset[int] = frozenset()  # likewise, named by the request

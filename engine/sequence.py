@@ -28,7 +28,7 @@ class Sequence:
 
     @property
     def position(self) -> int:
-        """Output position t of the next token to draw; survives preemption."""
+        """Output position t of the next token to draw, behind what had begun; survives preemption."""
         return len(self.tokens) - self.prompt_length
 
     @property
@@ -68,7 +68,7 @@ class ActiveRequest:
 def activate(request: DecodeRequest, mailbox: Mailbox, arrival: int) -> ActiveRequest:
     """A request's sequences: the first leads, the others follow it until the prompt has been computed once."""
     active = ActiveRequest(request, mailbox, arrival)
-    active.sequences = [Sequence(active, i, list(request.prompt_ids)) for i in range(request.n)]
+    active.sequences = [Sequence(active, i, [*request.prompt_ids, *request.begun]) for i in range(request.n)]
     active.followers = active.sequences[1:]
     if request.prompt_logprobs is not None:
         active.prompt_scores = [None] * len(request.prompt_ids)

@@ -62,6 +62,11 @@ class TextCodec:
             return template.get("default")
         return template
 
+    @property
+    def has_bytes(self) -> bool:
+        """Whether every token stands for bytes of its own."""
+        return self._pieces is not None
+
     # --- encoding ---------------------------------------------------------------------------------------------
 
     @cached_property

@@ -28,6 +28,10 @@ class Detokenizer(Protocol):
         """Characters between those given out and the one this next token's first byte belongs to: 0 or 1."""
         ...
 
+    def hide(self, count: int) -> None:
+        """Leave the first bytes of the next token out of the text. Only where tokens have bytes of their own."""
+        ...
+
 
 class PieceDetokenizer:
     """For vocabularies whose tokens have bytes: an incremental UTF-8 decoder over them."""
@@ -35,15 +39,24 @@ class PieceDetokenizer:
     def __init__(self, pieces: Sequence[bytes]) -> None:
         self._pieces = pieces
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._hidden = 0  # bytes of the next token
 
     def feed(self, token: int) -> str:
-        return self._decoder.decode(self._pieces[token] if token < len(self._pieces) else b"")
+        piece = self._piece(token)
+        self._hidden = 0
+        return self._decoder.decode(piece)
 
     def finish(self) -> str:
         return self._decoder.decode(b"", final=True)
 
+    def hide(self, count: int) -> None:
+        self._hidden = count
+
+    def _piece(self, token: int) -> bytes:
+        return self._pieces[token][self._hidden :] if token < len(self._pieces) else b""
+
     def lead(self, token: int) -> int:
-        piece = self._pieces[token] if token < len(self._pieces) else b""
+        piece = self._piece(token)
         waiting = bool(self._decoder.getstate()[0])
         return int(waiting and bool(piece) and not 0x80 <= piece[0] < 0xC0)
 
@@ -75,3 +88,6 @@ class WindowDetokenizer:
 
     def lead(self, token: int) -> int:
         return 0
+
+    def hide(self, count: int) -> None:
+        raise NotImplementedError("what part of the text a token stands for depends on its neighbours")

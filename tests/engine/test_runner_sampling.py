@@ -140,3 +140,17 @@ def test_a_bug_in_one_requests_sampler_is_no_failed_step(buggy: str) -> None:
             assert stats.slots_in_use == 0 and stats.kv_pages_in_use == 0
 
     asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("fields", [{"frequency_penalty": 1.5, "repetition_penalty": 1.2}, {"draw": "gumbel"}])
+def test_an_output_that_has_begun_goes_on_as_if_its_tokens_had_been_drawn(fields: dict[str, Any]) -> None:
+    async def scenario() -> None:
+        async with running() as runner:
+            whole = await ask(runner, "a", fields, n=3, min_tokens=4, stop_token_ids=frozenset({11, 12}))
+            for choice, tokens in whole.tokens.items():
+                for known in (1, 3):
+                    request = {"first_choice": choice, "begun": tuple(tokens[:known]), "min_tokens": 4}
+                    rest = await ask(runner, f"{choice}{known}", fields, stop_token_ids=frozenset({11, 12}), **request)
+                    assert rest.tokens[0] == tokens[known:] and rest.ends[0] == whole.ends[choice]
+
+    asyncio.run(scenario())

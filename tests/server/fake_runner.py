@@ -144,7 +144,7 @@ class _Writer:
 
     def __init__(self, runner: FakeRunner, request: DecodeRequest, choice: int) -> None:
         self._runner, self._request, self._choice = runner, request, choice
-        self._tokens: list[int] = []
+        self._tokens = list(request.begun)
         script = runner.behaviour.script
         self._script = None if script is None else script(request, choice)
         self._values: dict[str, Any] = {}
