@@ -1,0 +1,16 @@
+"""Markdown tables and the spread of repeated timings."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+
+
+def markdown(header: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    lines = ["| " + " | ".join(header) + " |", "|" + " --- |" * len(header)]
+    return [*lines, *("| " + " | ".join(row) + " |" for row in rows)]
+
+
+def spread(values: Sequence[float], digits: int) -> str:
+    """Median (lowest-highest)."""
+    return f"{statistics.median(values):.{digits}f} ({min(values):.{digits}f}-{max(values):.{digits}f})"
