@@ -127,10 +127,9 @@ def _trace(row: _Row, token: int, processed: Tensor) -> TokenTrace:
     removed = (chances[:-1] * (alive[:-1] & ~alive[1:])).sum(1).tolist()
     own = chances[:, token].tolist()
     listed = chances[:, shown].tolist()
-    kept = alive[:, shown].tolist()
     stages = []
     for at, (name, numbers) in enumerate(row.stages):
-        candidates = zip(shown, listed[at], listed[at + 1], kept[at], kept[at + 1], strict=True)
+        candidates = zip(shown, listed[at], listed[at + 1], strict=True)
         stages.append(
             StageTrace(
                 name,
@@ -138,7 +137,7 @@ def _trace(row: _Row, token: int, processed: Tensor) -> TokenTrace:
                 removed[at],
                 (entropies[at], entropies[at + 1]),
                 (own[at], own[at + 1]),
-                tuple(Candidate(id, before, after, had and not has) for id, before, after, had, has in candidates),
+                tuple(Candidate(*one) for one in candidates),
                 numbers,
             )
         )

@@ -13,9 +13,8 @@ class Candidate:
     """One token before and after a stage."""
 
     token: int
-    before: float
+    before: float  # 0: it cannot occur
     after: float
-    removed: bool  # the stage made it impossible
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,10 +6,13 @@ Knows nothing about HTTP or about other choices. Lives in the event loop.
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from engine.request import DecodeRequest, Delta, Finish, FinishReason, TokenScore
+from samplers.trace import TokenTrace
 from server.text.codec import TextCodec
+from server.text.covers import Cover
 from server.text.stop import StopMatcher
 
 LONGEST_CHARACTER = 4  # bytes, hence tokens
@@ -56,13 +59,25 @@ class ChoiceEvent:
     text: str = ""
     token_ids: list[int] = field(default_factory=list)
     entries: list[Entry] = field(default_factory=list)
+    traces: list[TokenTrace | None] = field(default_factory=list)  # one per token where they were asked for
     end: End | None = None
+    prompt_ids: Sequence[int] | None = None  # where they are not those that were sent; in the first event
 
 
 class ChoiceStream:
     """Turns the deltas of one choice into events."""
 
-    def __init__(self, index: int, codec: TextCodec, request: DecodeRequest, options: TextOptions) -> None:
+    def __init__(
+        self,
+        index: int,
+        codec: TextCodec,
+        request: DecodeRequest,
+        options: TextOptions,
+        sent: Sequence[int] | None = None,
+        beyond: Cover | None = None,
+    ) -> None:
+        """`sent`: the prompt as the client knows it. `beyond`: the first token is the last of this cover, and what it
+        covers is no output."""
         self.done = False
         self._index = index
         self._codec = codec
@@ -70,13 +85,17 @@ class ChoiceStream:
         self._options = options
         self._detokenizer = codec.detokenizer()
         if options.echoed:
-            for token in request.prompt_ids[-LONGEST_CHARACTER:]:
+            for token in (request.prompt_ids if sent is None else sent)[-LONGEST_CHARACTER:]:
                 self._detokenizer.feed(token)
+        if beyond is not None:
+            self._detokenizer.hide(len(codec.token_bytes(beyond.last)) - len(beyond.beyond))
         self._matcher = StopMatcher(options.stops, options.include_stop)
         self._waiting: deque[Entry] = deque()  # entries whose first character is not out yet
         self._seen = 0  # characters decoded
         self._count = 0  # tokens
         self._event = ChoiceEvent(index)
+        if sent is not None and sent != request.prompt_ids:
+            self._event.prompt_ids = request.prompt_ids
         self._released = 0  # characters given out
         # up to the token that ends the text: those behind a stop string arrive or not, as timing has it
         self._cumulative_logprob = 0.0
@@ -89,6 +108,8 @@ class ChoiceStream:
         for at, token in enumerate(delta.token_ids):
             ending = finish is not None and finish.stop_token_id is not None and at == last
             self._cumulative_logprob += delta.logprobs[at]
+            if self._request.trace is not None:
+                self._event.traces.append(delta.traces[at] if delta.traces else None)
             self._token(token, delta.scores[at] if delta.scores else None, ending)
             if self._matcher.matched is not None:
                 events.append(self._close("stop", self._matcher.matched))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -104,6 +105,9 @@ def _explained(model: str) -> Iterator[None]:
         yield
     except (ConfigError, PresetError, SamplerError, SettingsError, UnsupportedModelError) as error:
         _fail(str(error))
+    except BrokenPipeError:  # as in `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains when it flushes
+        raise typer.Exit(1) from None
     except (OSError, ValueError) as error:  # transformers' answers to a folder or hub id it cannot use
         _fail(f"cannot load model '{model}': {_first_line(error)}")
     except Exception as error:
@@ -128,7 +132,7 @@ def generate(
     max_tokens: Annotated[int, typer.Option(min=1, help="tokens to generate at most")] = 128,
     n: Annotated[int, typer.Option("-n", min=1, max=128, help="number of choices")] = 1,
     seed: Annotated[int | None, typer.Option(help="repeat a result; drawn and printed when absent")] = None,
-    temperature: Annotated[float, typer.Option(help="0 is greedy")] = 1.0,
+    temperature: Annotated[float | None, typer.Option(help="0 is greedy; 1 if neither this nor --sampler says")] = None,
     sampler: Annotated[str | None, typer.Option(help="sampler as JSON or a name, as in a request")] = None,
     device: Annotated[str | None, typer.Option(help=_help("device"))] = None,
     dtype: Annotated[str | None, typer.Option(help=_help("dtype"))] = None,
@@ -144,6 +148,43 @@ def generate(
 
     with _explained(model):
         generate_once(prompt, model, chat, max_tokens, n, seed, temperature, sampler, device, dtype)
+
+
+@app.command()
+def explain(
+    prompt: Annotated[str, typer.Argument(help="text to continue, or the user's message with --chat")],
+    model: Annotated[str, typer.Option(help=_help("model"))] = "drafthouse-tiny",
+    chat: Annotated[bool, typer.Option(help="apply the model's chat template")] = False,
+    sampler: Annotated[
+        str | None, typer.Option(help="a name, or JSON as in a request: an object with a name, or a list of those")
+    ] = None,
+    temperature: Annotated[float | None, typer.Option(help="0 is greedy; 1 if neither this nor --sampler says")] = None,
+    max_tokens: Annotated[int, typer.Option(min=1, max=1024, help="tokens to generate at most")] = 8,
+    seed: Annotated[int | None, typer.Option(help="repeat a result; drawn and printed when absent")] = None,
+    top: Annotated[int, typer.Option(min=1, max=20, help="tokens to show from each end of the chain")] = 5,
+    html: Annotated[Path | None, typer.Option(help="also write a page with a picture of every token")] = None,
+    device: Annotated[str | None, typer.Option(help=_help("device"))] = None,
+    dtype: Annotated[str | None, typer.Option(help=_help("dtype"))] = None,
+) -> None:
+    """Show, token by token, what each stage of a sampler kept and removed.
+
+    Every token is a table. Its first column is the model's own distribution, then comes one column per stage in the
+    order they run: how many tokens are possible, the entropy in nats, the probability of what the stage removed, and
+    the most probable tokens. The line above says what was drawn and with which random number.
+
+    A server gives the same numbers for requests with "return_sampler_trace": true.
+
+    \b
+    drafthouse explain "def read_lines(path):" --sampler min_p
+    drafthouse explain "import " --sampler '{"name": "min_p", "min_p": 0.1}' --temperature 0.8 --seed 7
+    drafthouse explain "for i in" --sampler '["top_k", {"name": "top_p", "top_p": 0.5}]' --html page.html
+    drafthouse explain --chat "Mia has 7 apples. She buys 5 more. How many has she?" --temperature 0
+    """
+    _quiet_libraries()
+    from server.explain import explain as run_explain
+
+    with _explained(model):
+        run_explain(prompt, model, chat, sampler, temperature, max_tokens, seed, top, html, device, dtype)
 
 
 @app.command()

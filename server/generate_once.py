@@ -24,18 +24,34 @@ def generate_once(
     max_tokens: int,
     n: int,
     seed: int | None,
-    temperature: float,
+    temperature: float | None,
     sampler: str | None,
     device: str | None,
     dtype: str | None,
 ) -> None:
     """Print `n` choices; the first streams. Raises OSError or ValueError for what cannot be loaded or done."""
-    if seed is not None and not -(2**63) <= seed < 2**63:
-        raise ConfigError(f"--seed must fit into 64 bits with a sign, got {seed}")
+    check_seed(seed)
     notes = Console(stderr=True)
-    fields: dict[str, Any] = {"temperature": temperature, "sampler": _sampler(sampler)}
+    fields: dict[str, Any] = {"temperature": temperature, "sampler": parse_sampler(sampler)}
     with notes.status(f"loading {model}"):
         served = serve_model(model, load_config({"model": model, "device": device, "dtype": dtype}, {}))
+    request = one_request(served, prompt, chat, fields, max_tokens=max_tokens, n=n, seed=seed)
+    asyncio.run(_run(served, request))
+    notes.print(f"seed {request.seed}", style="dim")
+
+
+def one_request(
+    served: ServedModel,
+    prompt: str,
+    chat: bool,
+    fields: dict[str, Any],
+    *,
+    max_tokens: int,
+    n: int = 1,
+    seed: int | None = None,
+    trace: int | None = None,
+) -> DecodeRequest:
+    """The request that the command line describes; the seed is drawn where it gives none. Raises ValueError."""
     codec, runner = served.tokenizer, served.runner
     if chat:
         messages = [{"role": "user", "content": prompt}]
@@ -48,21 +64,25 @@ def generate_once(
     room = runner.max_model_len - len(ids)
     if room < 1:
         raise ConfigError(f"the prompt has {len(ids)} tokens, the model's context is {runner.max_model_len}")
-    used_seed = secrets.randbits(63) if seed is None else seed
-    request = DecodeRequest(
+    return DecodeRequest(
         id="generate",
         prompt_ids=tuple(ids),
         chain=resolve(fields, runner.vocab_size, runner.facts),
-        seed=used_seed,
+        seed=secrets.randbits(63) if seed is None else seed,
         max_tokens=min(max_tokens, room),
         n=n,
         eos_token_ids=served.eos_token_ids,
+        trace=trace,
     )
-    asyncio.run(_print_choices(served, request))
-    notes.print(f"seed {used_seed}", style="dim")
 
 
-def _sampler(text: str | None) -> Any:
+def check_seed(seed: int | None) -> None:
+    if seed is not None and not -(2**63) <= seed < 2**63:
+        raise ConfigError(f"--seed must fit into 64 bits with a sign, got {seed}")
+
+
+def parse_sampler(text: str | None) -> Any:
+    """What --sampler says, as a request would."""
     if text is None:
         return None
     if not text.lstrip().startswith(("{", "[")):
@@ -71,6 +91,13 @@ def _sampler(text: str | None) -> Any:
         return json.loads(text)
     except json.JSONDecodeError as error:
         raise ConfigError(f"--sampler is not valid JSON: {error}") from None
+
+
+async def _run(served: ServedModel, request: DecodeRequest) -> None:
+    try:
+        await _print_choices(served, request)
+    finally:  # whoever reads may have gone; the engine thread must not outlive the interpreter
+        await served.runner.close(0.5)
 
 
 async def _print_choices(served: ServedModel, request: DecodeRequest) -> None:
@@ -92,4 +119,3 @@ async def _print_choices(served: ServedModel, request: DecodeRequest) -> None:
     for text in texts[1:]:
         sys.stdout.write(f"\n---\n{text}")
     sys.stdout.write("\n")
-    await served.runner.close(0.5)

@@ -15,17 +15,22 @@ from typing import Any, Generic, TypeVar
 from starlette.requests import Request
 
 from engine.request import DecodeRequest
+from engine.runners.base import Capability
 from samplers.chain import Chain
+from server.answers.trace import CANDIDATES
 from server.boundary import suggest_request_id
 from server.choice import TextOptions
-from server.errors import refuse, too_long
+from server.errors import refuse, too_long, unavailable
 from server.generate import Job
 from server.presets import fields_below, merged, resolve_sampling, sampling_fields
+from server.prompt_boundary import check_boundary
+from server.prompt_boundary import report as boundary_report
 from server.prompts import PromptInput
 from server.refusals import HANDLED, check_common, refuse_foreign, refuse_unavailable
 from server.schema.common import INERT, PASSED_SAMPLING, GenerationBody
 from server.schema.parse import log_unknown, read_body_as, refuse_look_alikes, refuse_surrogates, validate
-from server.state import ServedModel, ServerState
+from server.state import Limits, ServedModel, ServerState
+from server.text.covers import Covering
 
 WHOLE_ANSWER_INTERVAL_S = 0.1
 XARGS = ("sampler", "spec_decode", "voting")
@@ -60,6 +65,8 @@ class Plan:
     seed: int
     n: int  # choices returned per prompt
     stream: bool
+    traced: bool  # choices carry a `sampler_trace`
+    boundary: dict[str, Any] | None  # what the answer says about `prompt_boundary`
     include_usage: bool
     continuous_usage: bool
 
@@ -124,6 +131,7 @@ def make_plan(
     n: int,
     best_of: int | None = None,
     echo: bool = False,
+    coverings: list[Covering] | None = None,
 ) -> Plan:
     """The plan of a checked call. Without `max_tokens` the default counts, and without that the rest of the context."""
     body, model, limits = call.body, call.model, call.state.limits
@@ -133,8 +141,13 @@ def make_plan(
     chain = resolve_sampling(sampling_fields(body, *layers, model.tokenizer), runner.vocab_size, runner.facts)
     if body.logprob_token_ids and logprobs is None:
         refuse("'logprob_token_ids' needs 'logprobs'", "logprob_token_ids")
+    if coverings is not None:
+        check_boundary(body, chain, logprobs, prompt_logprobs)
     seed = secrets.randbits(64) - 2**63 if body.seed is None else body.seed
     stops = tuple(body.stop or ())
+    traced = bool(body.return_sampler_trace)
+    if traced and Capability.SAMPLER_TRACE not in runner.capabilities:
+        raise unavailable("return_sampler_trace", f"on runner '{runner.name}' traces are")
     identity = f"{prefix}{secrets.token_hex(14)}"
     requests = []
     for index, prompt in enumerate(prompts):
@@ -156,12 +169,16 @@ def make_plan(
                 prompt_logprobs=prompt_logprobs,
                 processed_logprobs=body.logprobs_mode == "processed",
                 logprob_token_ids=tuple(body.logprob_token_ids or ()),
+                trace=CANDIDATES if traced else None,
                 priority=body.priority or 0,
                 cache_salt=body.cache_salt or "",
                 # nobody sees a whole answer grow; a stop string has to be noticed when it appears
                 delivery_interval_s=0.0 if body.stream or stops else WHOLE_ANSWER_INTERVAL_S,
             )
         )
+    if traced:
+        _check_traced(sum(request.max_tokens for request in requests) * made, limits)
+    covered = None if coverings is None else tuple(coverings)
     options = TextOptions(
         stops=stops,
         include_stop=bool(body.include_stop_str_in_output or body.no_stop_trim),
@@ -176,16 +193,27 @@ def make_plan(
         model=body.model,
         fingerprint=model.fingerprint,
         served=model,
-        job=Job(model, tuple(requests), options, made, call.arrived, limits.prompts_in_flight),
+        job=Job(model, tuple(requests), options, made, call.arrived, limits.prompts_in_flight, covered),
         prompts=tuple(prompts),
         chain=chain,
         sampler_report=chain.report(fields_below(call.preset, model.generation_defaults)),
         seed=seed,
         n=n,
         stream=bool(body.stream),
+        traced=traced,
+        boundary=None if covered is None else boundary_report(body.prompt_boundary, covered),
         include_usage=bool(stream_options and stream_options.include_usage),
         continuous_usage=bool(stream_options and stream_options.continuous_usage_stats),
     )
+
+
+def _check_traced(tokens: int, limits: Limits) -> None:
+    if tokens > limits.traced_tokens:
+        refuse(
+            f"'return_sampler_trace' allows {limits.traced_tokens} tokens (prompts times choices times 'max_tokens'), "
+            f"this request may have {tokens}",
+            "return_sampler_trace",
+        )
 
 
 def _token_budget(

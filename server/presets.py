@@ -20,7 +20,10 @@ from server.schema.completions import CompletionBody
 from server.schema.parse import validate
 from server.text.codec import TextCodec
 
-NOT_PRESETTABLE = {"model", "stream", "stream_options", "request_id", "rid", "user", "vllm_xargs", "cache_salt"}
+NOT_PRESETTABLE = {
+    "model", "stream", "stream_options", "request_id", "rid", "user", "vllm_xargs", "cache_salt",
+    "return_sampler_trace",
+}  # fmt: skip
 GENERATION_CONFIG = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
 

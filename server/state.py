@@ -13,6 +13,7 @@ from engine.runners.base import Runner
 from server.errors import ApiError
 from server.metrics import Metrics
 from server.text.codec import TextCodec
+from server.text.covers import CoverFinder
 
 VERSION = "0.1.0"
 
@@ -37,6 +38,12 @@ class ServedModel:
         return frozenset(i for i in (*ids, self.tokenizer.eos_token_id) if i is not None)
 
     @cached_property
+    def covers(self) -> CoverFinder:
+        """The ways to write the end of a prompt. Takes a moment to build, for a large vocabulary a second."""
+        codec, pieces = self.tokenizer, self.tokenizer.pieces()
+        return CoverFinder(codec.fast, pieces[: self.runner.vocab_size], codec.special_ids)
+
+    @cached_property
     def fingerprint(self) -> str:
         """Changes with what could change the tokens of a seeded request."""
         facts = f"{VERSION}/{self.runner.name}/{self.root or self.id}/{self.runner.vocab_size}"
@@ -50,6 +57,7 @@ class Limits:
     body_bytes: int = 16 * 2**20
     choices_per_request: int = 4096  # prompts times n (or best_of)
     echoed_tokens: int = 2**20  # prompt tokens times choices that are listed with their log-probabilities
+    traced_tokens: int = 1024  # prompts times choices times tokens with a trace of their sampling, some kB each
     prompts_in_flight: int = 32  # of one request; the others wait in the server
     allow_chat_template: bool = False
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from server.answers.fold import Folded, end_fields
 from server.answers.logprobs import TokenNames, chat_content, prompt_logprobs
+from server.answers.trace import sampler_trace
 from server.choice import ChoiceEvent, Entry
 from server.generate import Step
 from server.plan import Plan
@@ -51,7 +52,14 @@ class ChatAnswer:
             "logprobs": self._logprobs(event.entries),
             **end_fields(event.end),
         }
-        return choice | ({"token_ids": event.token_ids} if self.token_ids else {})
+        return choice | self._per_token(event) | self._own_prompt_ids(event)
+
+    def _per_token(self, event: ChoiceEvent) -> dict[str, Any]:
+        """Lists with one item per generated token, as far as they were asked for."""
+        lists: dict[str, Any] = {"token_ids": event.token_ids} if self.token_ids else {}
+        if self.plan.traced:
+            lists["sampler_trace"] = sampler_trace(event.token_ids, event.traces, self.names)
+        return lists
 
     def _logprobs(self, entries: list[Entry]) -> dict[str, Any] | None:
         if self.top is None:
@@ -61,6 +69,9 @@ class ChatAnswer:
     def _prompt_ids(self) -> dict[str, Any]:
         return {"prompt_token_ids": list(self.plan.prompts[0].ids)} if self.token_ids else {}
 
+    def _own_prompt_ids(self, event: ChoiceEvent) -> dict[str, Any]:
+        return {"prompt_token_ids": list(event.prompt_ids)} if self.token_ids and event.prompt_ids else {}
+
     # --- streaming --------------------------------------------------------------------------------------------
 
     def chunks(self, step: Step, folded: Folded, started: set[int]) -> Iterator[dict[str, Any]]:
@@ -68,30 +79,30 @@ class ChatAnswer:
         folded.note(step)
         for event in step.events:
             if event.choice not in started:
-                yield from self._opening(event.choice, folded, first=not started)
+                yield from self._opening(event, folded, first=not started)
                 started.add(event.choice)
             folded.count(event)
-            ids = {"token_ids": event.token_ids} if self.token_ids else {}
+            lists = self._per_token(event)
             if event.text or self._shows_empty(event):
                 delta = {"delta": {"content": event.text}, "logprobs": self._logprobs(event.entries)}
-                yield self._chunk(folded, {"index": event.choice, **delta, "finish_reason": None, **ids})
-                ids = {"token_ids": []} if ids else {}
+                yield self._chunk(folded, {"index": event.choice, **delta, "finish_reason": None, **lists})
+                lists = {name: [] for name in lists}
             if event.end is not None:
                 end = {"delta": {}, "logprobs": None, **end_fields(event.end)}
-                chunk = self._chunk(folded, {"index": event.choice, **end, **ids})
+                chunk = self._chunk(folded, {"index": event.choice, **end, **lists})
                 yield self._last(chunk, folded)
 
     def _shows_empty(self, event: ChoiceEvent) -> bool:
         """One token per chunk was asked for, and this one has no text of its own."""
         return self.plan.job.options.interval is not None and event.end is None
 
-    def _opening(self, choice: int, folded: Folded, first: bool) -> Iterator[dict[str, Any]]:
+    def _opening(self, event: ChoiceEvent, folded: Folded, first: bool) -> Iterator[dict[str, Any]]:
         opening = {"delta": {"role": "assistant", "content": ""}, "logprobs": None, "finish_reason": None}
-        chunk = self._chunk(folded, {"index": choice, **opening})
+        chunk = self._chunk(folded, {"index": event.choice, **opening, **self._own_prompt_ids(event)})
         yield chunk | self._prompt_ids() if first else chunk
         if self.prefix:
             prefix = {"delta": {"content": self.prefix}, "logprobs": None, "finish_reason": None}
-            yield self._chunk(folded, {"index": choice, **prefix})
+            yield self._chunk(folded, {"index": event.choice, **prefix})
 
     def _chunk(self, folded: Folded, choice: dict[str, Any]) -> dict[str, Any]:
         return self._frame([choice], folded.usage() if self.plan.continuous_usage else None)

@@ -8,6 +8,7 @@ from typing import Any
 
 from server.answers.fold import Folded, end_fields
 from server.answers.logprobs import CompletionLogprobs, TokenNames, prompt_logprobs
+from server.answers.trace import sampler_trace
 from server.choice import ChoiceEvent
 from server.generate import Step
 from server.plan import Plan
@@ -67,7 +68,9 @@ class CompletionAnswer:
         if self.token_ids:
             choice["token_ids"] = event.token_ids
             if opening:
-                choice["prompt_token_ids"] = list(prompt.ids)
+                choice["prompt_token_ids"] = list(event.prompt_ids or prompt.ids)
+        if self.plan.traced:
+            choice["sampler_trace"] = sampler_trace(event.token_ids, event.traces, self.names)
         if opening and self.prompt_top is not None:
             scores = folded.prompt_scores[number]
             choice["prompt_logprobs"] = prompt_logprobs(prompt.ids, scores, self.names, self.prompt_top)

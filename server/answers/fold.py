@@ -9,6 +9,7 @@ from typing import Any
 
 from engine.request import TokenScore
 from server.answers.logprobs import FLOOR
+from server.answers.trace import CANDIDATES
 from server.choice import ChoiceEvent, End
 from server.generate import Step
 from server.plan import Plan
@@ -41,7 +42,9 @@ class Folded:
         whole.text += event.text
         whole.token_ids += event.token_ids
         whole.entries += event.entries
+        whole.traces += event.traces
         whole.end = event.end
+        whole.prompt_ids = whole.prompt_ids or event.prompt_ids
 
     @property
     def complete(self) -> bool:
@@ -49,11 +52,12 @@ class Folded:
 
     @property
     def listed(self) -> int:
-        """How many log-probabilities the response lists, about."""
+        """How many probabilities the response lists, about."""
         job = self.plan.job
         k = max((request.logprobs or 0 for request in job.requests), default=0)
         prompts = sum(map(len, self.prompt_scores.values())) * job.n
-        return (1 + k) * (prompts + sum(len(choice.entries) for choice in self.choices.values()))
+        traced = 2 * CANDIDATES * (1 + len(self.plan.chain.stages)) * sum(len(c.traces) for c in self.choices.values())
+        return traced + (1 + k) * (prompts + sum(len(choice.entries) for choice in self.choices.values()))
 
     def usage(self) -> dict[str, Any]:
         prompt = sum(len(one.ids) for one in self.plan.prompts)
@@ -75,6 +79,7 @@ class Folded:
             "voting": None,
             "experiment": None,
             "seed": self.plan.seed,
+            **({} if self.plan.boundary is None else {"prompt_boundary": self.plan.boundary}),
         }
 
 

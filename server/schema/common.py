@@ -38,6 +38,7 @@ PASSED_SAMPLING = (
     "dry_allowed_length", "dry_penalty_last_n", "dry_sequence_breakers", "no_repeat_ngram_size", "rpg", "reuse_cap",
     "knn", "ngram_mix", "top_a", "top_h", "tfs", "smoothing_factor", "smoothing_curve", "repetition_scope",
     "repetition_last_n", "trie_scope", "draw",
+    "ngram_scope", "dry_scope", "reuse_min_match", "mirostat_surprise", "adaptive_decay",
 )  # fmt: skip
 
 
@@ -98,6 +99,7 @@ class GenerationBody(Body):
     rid: RequestId | None = None
     return_token_ids: Flag | None = None
     return_tokens_as_token_ids: Flag | None = None
+    return_sampler_trace: Flag | None = None
     stream_interval: Count | None = None
     priority: Annotated[int, Field(ge=-(2**31), le=2**31 - 1), WHOLE] | None = None
     cache_salt: Annotated[Text, Field(min_length=1)] | None = None
@@ -112,3 +114,4 @@ class GenerationBody(Body):
     spec_decode: Flag | Text | dict[Text, Any] | None = None
     voting: dict[Text, Any] | None = None
     logprobs_mode: Literal["raw", "processed"] | None = None
+    prompt_boundary: Literal["off", "heal", "exact"] | None = None
