@@ -4,16 +4,21 @@ Imports torch and nothing of ours above it, so it can be used as a library.
 """
 
 from samplers import (  # noqa: F401 - they register themselves
+    adaptive_p,
     allowed_tokens,
     arithmetic,
     bad_words,
     cutoffs,
+    dry,
     gumbel,
     iid,
     logit_bias,
     min_p,
     min_tokens,
+    mirostat,
+    no_repeat_ngram,
     penalties,
+    reuse_cap,
     smoothing,
     tail_free,
     temperature,

@@ -178,11 +178,11 @@ def _fields(owner: Stage | Draw) -> tuple[str, ...]:
 
 
 def _neutral(owner: Stage | Draw) -> dict[str, Any]:
-    return {param.name: param.neutral for param in owner.params}
+    return {**getattr(owner, "structured_defaults", {}), **{param.name: param.neutral for param in owner.params}}
 
 
 def _when_named(owner: Stage | Draw) -> dict[str, Any]:
-    return {param.name: param.when_named for param in owner.params}
+    return {**getattr(owner, "structured_defaults", {}), **{param.name: param.when_named for param in owner.params}}
 
 
 def _parse(owner: Stage | Draw, field: str, value: Any, path: str, vocab: int) -> Any:

@@ -154,6 +154,7 @@ class Stage(Protocol):
     order: ClassVar[float]
     params: ClassVar[tuple[Param, ...]]
     structured: ClassVar[tuple[str, ...]]  # non-scalar fields, checked by `parse`, delivered by Admission.values
+    structured_defaults: ClassVar[Mapping[str, Any]]  # of those that a request may leave out
     in_greedy: ClassVar[bool]  # runs at temperature 0 as well (masks, bias, penalties)
     excludes: ClassVar[frozenset[str]]  # stages and draws that cannot be in one chain with it
 

@@ -1,12 +1,13 @@
 """Repetition, frequency and presence penalties.
 
-Repetition (CTRL, Keskar et al., arXiv 1909.05858) counts the prompt as well; frequency and presence count
-generated tokens only, as OpenAI defines them.
+Repetition (CTRL, Keskar et al., arXiv 1909.05858) counts the prompt as well unless told otherwise; frequency and
+presence count generated tokens only, as OpenAI defines them.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,8 +28,15 @@ class RepetitionPenalty(BaseStage):
 
     name = "repetition_penalty"
     order = 4
-    params = (Param("repetition_penalty", float, 1.0, low=0.0, high=10.0, low_open=True, default=1.1),)
+    params = (
+        Param("repetition_penalty", float, 1.0, low=0.0, high=10.0, low_open=True, default=1.1),
+        Param("repetition_scope", str, "all", choices=("all", "output")),
+        Param("repetition_last_n", int, 0, low=0, high=2**31 - 1),  # 0: all tokens of the scope
+    )
     in_greedy = True
+
+    def is_neutral(self, values: Mapping[str, Any]) -> bool:
+        return values["repetition_penalty"] == 1
 
     def new_state(self, shape: Shape) -> State:
         return Seen(shape)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, ClassVar
 
 from torch import Tensor
@@ -18,6 +19,7 @@ class BaseStage:
     order: ClassVar[float]
     params: ClassVar[tuple[Param, ...]] = ()
     structured: ClassVar[tuple[str, ...]] = ()
+    structured_defaults: ClassVar[Mapping[str, Any]] = MappingProxyType({})
     in_greedy: ClassVar[bool] = False
     excludes: ClassVar[frozenset[str]] = frozenset()
 

@@ -1,0 +1,50 @@
+"""Base of the states of samplers that steer by one number, moved by the probability of every drawn token."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from samplers.contract import Shape
+from samplers.drawn import DrawnScores, Scores
+from samplers.histories import Ids, host
+from samplers.registry import STAGES
+
+
+class Feedback:
+    """level [slots] fp64."""
+
+    def __init__(self, shape: Shape) -> None:
+        self.level = np.zeros(shape.slots)
+        self.drawn = DrawnScores(shape.slots)
+
+    def moved(self, slots: Ids, logprobs: Scores) -> Scores:
+        """The new levels. slots: [R]; logprobs: [R] ln p of the drawn tokens."""
+        raise NotImplementedError
+
+    def accept(self, slots: Tensor, tokens: Tensor) -> None:
+        mine = host(slots)
+        logprobs = self.drawn.take(mine, tokens)
+        known = ~np.isnan(logprobs)  # the level stays where nobody can say how probable the token was
+        self.level[mine[known]] = self.moved(mine[known], logprobs[known])
+
+    def snapshot(self, slot: int) -> Any:
+        return self.level[slot], self.drawn.snapshot(slot)
+
+    def restore(self, slot: int, snapshot: Any) -> None:
+        self.level[slot], drawn = snapshot
+        self.drawn.restore(slot, drawn)
+
+    def fork(self, parent: int, child: int) -> None:
+        self.level[child] = self.level[parent]
+        self.drawn.fork(parent, child)
+
+    def free(self, slot: int) -> None:
+        self.drawn.free(slot)
+
+
+def truncating() -> frozenset[str]:
+    """Names of the stages that cut or bend the row after temperature: orders 10 to 17 (samplers.md section 3)."""
+    return frozenset(stage.name for stage in STAGES if 10 <= stage.order < 18)
