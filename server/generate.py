@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 
@@ -16,7 +16,9 @@ from engine.request import DecodeRequest, Output, TokenScore
 from server.choice import ABORTED, UNSATISFIABLE, ChoiceEvent, ChoiceStream, End, TextOptions
 from server.errors import ApiError, internal, overloaded
 from server.metrics import Metrics
+from server.prompt_boundary import Part, begin
 from server.state import ServedModel
+from server.text.covers import Covering
 
 
 @dataclass(frozen=True)
@@ -28,7 +30,8 @@ class Job:
     options: TextOptions
     n: int  # choices the engine makes per prompt
     arrived: float  # time.perf_counter() when the request came in
-    prompts_in_flight: int = 32
+    prompts_in_flight: int = 32  # likewise requests, where choices of a prompt go on behind different covers
+    coverings: tuple[Covering, ...] | None = None  # per prompt, where its end may be written with other tokens
 
 
 @dataclass
@@ -78,27 +81,32 @@ def _failure(end: End) -> ApiError:
             return internal()
 
 
-async def _merged(job: Job, metrics: Metrics) -> AsyncGenerator[Step]:
+def _merged(job: Job, metrics: Metrics) -> AsyncGenerator[Step]:
     """The steps of all prompts as they come."""
-    if len(job.requests) == 1:
-        async with aclosing(_prompt_steps(job, 0, metrics)) as steps:
+    gate = asyncio.Semaphore(job.prompts_in_flight)
+    return _merge([_prompt_steps(job, prompt, metrics, gate) for prompt in range(len(job.requests))])
+
+
+async def _merge(sources: Sequence[AsyncGenerator[Step]]) -> AsyncGenerator[Step]:
+    """The steps of all sources as they come; the first failure ends them all."""
+    if len(sources) == 1:
+        async with aclosing(sources[0]) as steps:
             async for step in steps:
                 yield step
         return
     # one slot: a producer waits until its step is taken; meanwhile its outputs merge in the runner's mailbox
     queue: asyncio.Queue[Step | BaseException | None] = asyncio.Queue(maxsize=1)
-    gate = asyncio.Semaphore(job.prompts_in_flight)
 
-    async def produce(prompt: int) -> None:
+    async def produce(source: AsyncGenerator[Step]) -> None:
         try:
-            async with gate, aclosing(_prompt_steps(job, prompt, metrics)) as steps:
+            async with aclosing(source) as steps:
                 async for step in steps:
                     await queue.put(step)
             await queue.put(None)
         except Exception as error:
             await queue.put(error)
 
-    producers = [asyncio.create_task(produce(prompt)) for prompt in range(len(job.requests))]
+    producers = [asyncio.create_task(produce(source)) for source in sources]
     try:
         running = len(producers)
         while running:
@@ -115,12 +123,42 @@ async def _merged(job: Job, metrics: Metrics) -> AsyncGenerator[Step]:
         await asyncio.gather(*producers, return_exceptions=True)
 
 
-async def _prompt_steps(job: Job, prompt: int, metrics: Metrics) -> AsyncGenerator[Step]:
+async def _prompt_steps(job: Job, prompt: int, metrics: Metrics, gate: asyncio.Semaphore) -> AsyncGenerator[Step]:
     """The steps of one prompt's choices."""
-    request, runner = job.requests[prompt], job.model.runner
-    first = prompt * job.n
-    choices = [ChoiceStream(first + j, job.model.tokenizer, request, job.options) for j in range(job.n)]
+    request = job.requests[prompt]
     clock = _Clock(metrics, job.model.id, job.arrived, job.n)
+    if job.coverings is None or not job.coverings[prompt].end:
+        async with gate, aclosing(_part_steps(job, prompt, Part(request), clock)) as steps:
+            async for step in steps:
+                yield step
+        return
+    start = await begin(job.model.runner, request, job.coverings[prompt], gate)
+
+    async def gated(part: Part) -> AsyncGenerator[Step]:
+        async with gate, aclosing(_part_steps(job, prompt, part, clock)) as steps:
+            async for step in steps:
+                step.cached_tokens = start.cached_tokens  # what weighing has left there is no saving
+                yield step
+
+    async with aclosing(_merge([gated(part) for part in start.parts])) as steps:
+        async for step in steps:
+            yield step
+
+
+async def _part_steps(job: Job, prompt: int, part: Part, clock: _Clock) -> AsyncGenerator[Step]:
+    """The steps of choices that share their tokens up to where generation begins."""
+    request, runner = part.request, job.model.runner
+    first = prompt * job.n + part.first
+    sent = job.requests[prompt].prompt_ids
+    choices = [
+        ChoiceStream(first + j, job.model.tokenizer, request, job.options, sent, part.beyond) for j in range(request.n)
+    ]
+    if part.opening is not None:
+        for j in range(request.n):
+            clock.tokens(part.first + j, len(part.opening.token_ids))
+        yield Step(prompt, [event for choice in choices for event in choice.feed(part.opening)])
+        if all(choice.done for choice in choices):
+            return
     outputs: AsyncIterator[Output] = runner.submit(request)
     try:
         async for output in outputs:
@@ -128,12 +166,12 @@ async def _prompt_steps(job: Job, prompt: int, metrics: Metrics) -> AsyncGenerat
             for j, delta in output.deltas.items():
                 if choices[j].done:
                     continue  # cut at a stop string; these tokens were on their way
-                clock.tokens(j, len(delta.token_ids))
+                clock.tokens(part.first + j, len(delta.token_ids))
                 step.events += choices[j].feed(delta)
                 if choices[j].done and delta.finish is None:
                     runner.abort(request.id, j)
             if output.scored:
-                step.events += [ChoiceEvent(first + j, end=End("length", None, 0.0)) for j in range(job.n)]
+                step.events += [ChoiceEvent(first + j, end=End("length", None, 0.0)) for j in range(request.n)]
             yield step
             if output.scored or all(choice.done for choice in choices):
                 return

@@ -28,7 +28,6 @@ UNAVAILABLE = {
     "lora_path": "name an adapter by its model id; adapter paths are",
     "return_hidden_states": "returning hidden states is",
     "prompt_embeds": "prompts as embeddings are",
-    "prompt_boundary": "boundary handling is",
     "parallel_segments": "parallel segments are",
     "retrieval": "retrieval is",
     "routing": "routing is",

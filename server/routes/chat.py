@@ -11,6 +11,7 @@ from server.answers.logprobs import TokenNames
 from server.document import generation_operation
 from server.errors import refuse
 from server.plan import make_plan, read_call
+from server.prompt_boundary import cover_prompts
 from server.prompts import chat_prompt, truncation
 from server.routes.common import respond, state_of
 from server.schema.chat import ChatBody
@@ -41,6 +42,9 @@ async def chat_completions(request: Request) -> Response:
         logprobs=top,
         prompt_logprobs=body.prompt_logprobs,
         n=body.n or 1,
+        coverings=await cover_prompts(
+            model, body.prompt_boundary, [prompt], open_end=bool(body.continue_final_message)
+        ),
     )
     last = body.messages[-1]
     answer = ChatAnswer(

@@ -11,6 +11,7 @@ from server.answers.logprobs import TokenNames
 from server.document import generation_operation
 from server.errors import refuse, unavailable
 from server.plan import make_plan, read_call
+from server.prompt_boundary import cover_prompts
 from server.prompts import completion_prompts, truncation
 from server.routes.common import respond, state_of
 from server.schema.completions import CompletionBody
@@ -45,6 +46,8 @@ async def completions(request: Request) -> Response:
         n=body.n or 1,
         best_of=body.best_of,
         echo=echo,
+        # without a token to generate nothing depends on how the prompt's end is written
+        coverings=await cover_prompts(model, body.prompt_boundary if body.max_tokens != 0 else None, prompts),
     )
     answer = CompletionAnswer(
         plan=plan,
