@@ -33,11 +33,11 @@ PROBLEM_MEASURES = ("accuracy", "majority", "any_right", "deviation")
 class Size:
     """How much is sampled."""
 
-    problems: int = 32
-    prompts: int = 24  # of Python source
+    problems: int = 28
+    prompts: int = 21  # of Python source
     n: int = 8  # samples of a prompt
     draws: int = 4  # times that the n samples of a problem are drawn anew
-    pair_draws: int = 12  # the same for the methods of `PAIRS`, whose deviation is compared
+    pair_draws: int = 10  # the same for the methods of `PAIRS`, whose deviation is compared
     prompt_tokens: int = 40
     source_tokens: int = 128
     solution_tokens: int = 80

@@ -36,7 +36,7 @@ def main(part: str, problems: int | None, seeds: int | None, output: Path | None
     if part in ("quality", "all"):
         size = sampler_quality.QUICK if quick else sampler_quality.FULL
         if problems is not None:
-            size = replace(size, problems=problems)
+            size = replace(size, problems=problems, prompts=max(1, problems * 3 // 4))
         if seeds is not None:
             size = replace(size, draws=seeds, pair_draws=max(seeds, size.pair_draws))
         _quality(size, threads, command, output)
