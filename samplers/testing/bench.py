@@ -56,15 +56,16 @@ class Bench:
         if self.state is not None:
             self.state.admit(slot, admission)
 
-    def rows_of(self, slots: Sequence[int]) -> Rows:
-        """What a stack says about the rows of these slots."""
+    def rows_of(self, slots: Sequence[int], ahead: Sequence[int] = (0,)) -> Rows:
+        """What a stack says about rows of these slots, which lie so many positions ahead."""
         index = np.array(slots, np.int64)
-        noise = Noise(self.keys[index], self.choices[index], self.positions[index])
-        return Rows(torch.from_numpy(index), torch.from_numpy(self.positions[index]), noise)
+        positions = self.positions[index] + np.array(ahead, np.int64)
+        noise = Noise(self.keys[index], self.choices[index], positions)
+        return Rows(torch.from_numpy(index), torch.from_numpy(positions), noise)
 
-    def call(self, ids: Tensor, slots: Sequence[int]) -> Any:
+    def call(self, ids: Tensor, slots: Sequence[int], ahead: Sequence[int] = (0,)) -> Any:
         """The sampler's answer to rows of ids [R, vocab], as it is; the rows are its to spoil."""
-        rows = self.rows_of(slots)
+        rows = self.rows_of(slots, ahead)
         params = self.parameters.gather(rows.slots)
         if self.is_draw:
             return cast(Draw, self.sampler).pick(ids, params, rows, self.state)
@@ -74,9 +75,9 @@ class Bench:
         """Shaped rows. [R, tokens] -> [R, tokens]."""
         return self.world.back(self.call(self.world.rows(rows), slots))
 
-    def pick(self, rows: Tensor, slots: Sequence[int]) -> Tensor:
+    def pick(self, rows: Tensor, slots: Sequence[int], ahead: Sequence[int] = (0,)) -> Tensor:
         """Drawn tokens. [R, tokens] -> [R] int64."""
-        drawn = self.call(self.world.rows(rows), slots)
+        drawn = self.call(self.world.rows(rows), slots, ahead)
         names = torch.full((self.world.vocab,), -1)
         names[self.world.ids] = torch.arange(len(self.world.ids))
         return names[drawn]

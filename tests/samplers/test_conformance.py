@@ -38,7 +38,10 @@ EXCEPTIONS: dict[str, dict[str, str]] = {
     "mirostat": {"resume": _ROWS},
     "adaptive_p": {"resume": _ROWS},
     "reuse_cap": {"resume": _ROWS},
-    "arithmetic": {"resume": "how much of its code is used up depends on the rows of an earlier life"},
+    "arithmetic": {
+        "resume": "how much of its code is used up depends on the rows of an earlier life",
+        "tree": "follows chains of drafts, not trees",
+    },
 }
 
 
