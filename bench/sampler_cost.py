@@ -67,8 +67,8 @@ KINDS = (
     Kind("no repeated 4-gram", STATE, {"no_repeat_ngram_size": 4}),
     Kind("mirostat", STATE, {"mirostat_tau": 5.0}),
     Kind("adaptive-p", STATE, {"adaptive_p": 0.5}),
-    Kind("RPG", STATE, {"rpg": {}}),
-    Kind("reuse cap", STATE, {"reuse_cap": {}}),
+    Kind("RPG", STATE, {"rpg": {"language": "python"}}),
+    Kind("reuse cap", STATE, {"reuse_cap": 0.5}),
 )
 
 

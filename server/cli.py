@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -25,6 +26,14 @@ bench = typer.Typer(help="Side-by-side benchmarks; every table names its hardwar
 app.add_typer(bench, name="bench")
 errors = Console(stderr=True)
 STARTUP_EXIT = 2
+
+
+class BenchPart(StrEnum):
+    """The parts of `bench samplers`."""
+
+    QUALITY = "quality"
+    COST = "cost"
+    ALL = "all"
 
 
 def _help(name: str) -> str:
@@ -216,6 +225,37 @@ def bench_serve(
     from bench.serve import main as run_bench
 
     run_bench(model, rounds, max_tokens, threads, output)
+
+
+@bench.command("samplers")
+def bench_samplers(
+    part: Annotated[BenchPart, typer.Option(help="what to measure")] = BenchPart.ALL,
+    problems: Annotated[
+        int | None, typer.Option(min=2, help="held-out problems, and three quarters as many source prompts [28]")
+    ] = None,
+    seeds: Annotated[int | None, typer.Option(min=2, help="times that a problem's samples are drawn anew [4]")] = None,
+    output: Annotated[Path | None, typer.Option(help="also write Markdown, JSON and a PNG to this folder")] = None,
+    quick: Annotated[bool, typer.Option(help="a minute instead of a quarter of an hour; wide intervals")] = False,
+    threads: Annotated[int, typer.Option(min=1, help=_help("threads"))] = 2,
+) -> None:
+    """What every decoding method does to the embedded model's texts, and what it costs per step.
+
+    Quality: variety, likelihood, repetition and right answers on held-out source and word problems, with intervals;
+    whether arithmetic draws have a lower deviation than independent ones, and typical sampling fewer repetitions
+    than top-p at equal likelihood. Cost: 64 rows of 128,000 logits beside softmax and torch.multinomial.
+
+    \b
+    drafthouse bench samplers --quick
+    drafthouse bench samplers --part quality --output results
+    """
+    _quiet_libraries()
+    from bench.figures import NoFigures
+    from bench.samplers import main as run_bench
+
+    try:
+        run_bench(part.value, problems, seeds, output, quick, threads)
+    except (NoFigures, OSError) as error:
+        _fail(str(error))
 
 
 def _quiet_libraries() -> None:
