@@ -177,17 +177,19 @@ def explain(
 ) -> None:
     """Show, token by token, what each stage of a sampler kept and removed.
 
-    Every token is a table. Its first column is the model's own distribution, then comes one column per stage in the
-    order they run: how many tokens are possible, the entropy in nats, the probability of what the stage removed, and
-    the most probable tokens. The line above says what was drawn and with which random number.
+    Every token is a table. Its first column is the model's own distribution,
+    then comes one column per stage in the order they run: how many tokens are
+    possible, the probability of what the stage removed, the entropy in nats,
+    and the most probable tokens. The lines above it say what was drawn, and with
+    which random number.
 
     A server gives the same numbers for requests with "return_sampler_trace": true.
 
     \b
     drafthouse explain "def read_lines(path):" --sampler min_p
-    drafthouse explain "import " --sampler '{"name": "min_p", "min_p": 0.1}' --temperature 0.8 --seed 7
-    drafthouse explain "for i in" --sampler '["top_k", {"name": "top_p", "top_p": 0.5}]' --html page.html
-    drafthouse explain --chat "Mia has 7 apples. She buys 5 more. How many has she?" --temperature 0
+    drafthouse explain "import" --sampler '{"name": "min_p", "min_p": 0.2}'
+    drafthouse explain "for i" --sampler '["top_k", "typical"]' --html page.html
+    drafthouse explain "3 + 4 =" --chat --temperature 0.8 --seed 7
     """
     _quiet_libraries()
     from server.explain import explain as run_explain
