@@ -19,8 +19,10 @@ from tokenizers import Encoding, Tokenizer
 
 from server.text.pieces import byte_alphabet, is_byte_level
 
-# What pre-tokenizers look ahead at: a run of white space or of digits is cut according to what follows it.
-FOLLOWERS = ("a", "0", ".", "\n", " ", " a", "00")
+# What pre-tokenizers look ahead at: a run of white space or of digits is cut according to what follows it. Tokens that
+# reach into what follows are found in the vocabulary; these characters show the cut where none of them does.
+LETTERS, NUMBERS, OTHERS = "aé中ሀꀀ𐐀", "0٣৩𝟎", ".¶⁂𐄀"
+AFTER_DIGITS = ("0", "00", "a")
 MANY = 64  # completions of a character to try where bytes cannot be merged one by one
 
 
@@ -70,7 +72,18 @@ class Reader:
         self._fast = tokenizer
         self._vocabulary = vocabulary
         self._byte_level = is_byte_level(tokenizer)
+        letter, number, other = map(self._loose, (LETTERS, NUMBERS, OTHERS))
+        blanks = [a + b for a in ("", " ", "\n") for b in (" ", "\n")]
+        self._after_blanks = (letter, number, other, *blanks, *(blank + letter for blank in blanks))
         self._letters = {byte: letter for letter, byte in byte_alphabet().items()}
+
+    def _loose(self, characters: str) -> str:
+        """The first of them that no token joins to a space before it."""
+        for char in characters:
+            ids = self._fast.encode("a " + char, add_special_tokens=False).ids
+            if any(self._vocabulary.joined(ids[at:]) == char.encode() for at in range(len(ids))):
+                return char
+        return characters[0]
 
     def frame(self, before: str, data: bytes) -> Frame | None:
         """A frame in which `data` is read as itself. `before` is the text in front of it."""
@@ -98,8 +111,10 @@ class Reader:
             text, pending = parts
             if not pending:
                 jobs.append((text, 0))
-                if text[-1:].isspace() or text[-1:].isdigit():
-                    jobs += [(text + follower, 0) for follower in FOLLOWERS]
+                if text[-1:].isspace():
+                    jobs += [(text + follower, 0) for follower in self._after_blanks]
+                elif text[-1:].isdigit():
+                    jobs += [(text + follower, 0) for follower in AFTER_DIGITS]
             elif self._byte_level:
                 jobs += [(text + char, len(char.encode()) - len(pending)) for char in representatives(pending)]
             else:

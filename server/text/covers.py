@@ -19,6 +19,7 @@ from tokenizers import Tokenizer
 from server.text.canonical import Frame, Reader, Vocabulary, decoded
 
 LONGEST = 64  # bytes at the end of a prompt that are written anew, at most
+NEAR = 4  # tokens before a split that are looked at: enough for any character
 REMEMBERED = 32  # ends of prompts
 Context = tuple[int, ...]
 
@@ -72,7 +73,7 @@ class CoverFinder:
         end = self._vocabulary.joined(ids[keep:])
         if not end:
             return Covering(tuple(ids), b"", ())
-        before = self._vocabulary.pieces[ids[keep - 1]].decode("utf-8", "ignore")
+        before = self._vocabulary.joined(ids[max(0, keep - NEAR) : keep]).decode("utf-8", "ignore")
         frame = self._reader.frame(before, end)
         covers = () if frame is None else self._enumerate(frame, end)
         return Covering(tuple(ids[:keep]), end, covers or (self._as_sent(ids[keep:]),))
@@ -107,7 +108,7 @@ class CoverFinder:
         left, right = ids[keep - 1], ids[keep]
         if not self._vocabulary.is_text(left):
             return True
-        before = self._vocabulary.joined(ids[max(0, keep - 4) : keep])
+        before = self._vocabulary.joined(ids[max(0, keep - NEAR) : keep])
         first = self._vocabulary.pieces[right][0]
         if self._vocabulary.inside_a_token(before[-1], first) or 0x80 <= first < 0xC0:
             return False
