@@ -71,11 +71,12 @@ def _capped(rows: Tensor, tokens: Tensor, highest: Tensor) -> Tensor:
 
     p(v) <= c means l_v <= ln(c / (1 - c)) + ln(sum of exp over the others). rows: [k, V]; tokens, highest: [k].
     """
-    own = rows.gather(1, tokens.unsqueeze(1))
+    own = rows.gather(1, tokens.unsqueeze(1)).squeeze(1)
     others = rows.double().scatter(1, tokens.unsqueeze(1), -torch.inf).logsumexp(1)
     odds = highest - torch.log(-torch.expm1(highest))
     limit = torch.where(others > -torch.inf, others + odds, torch.inf)  # alone in its row it stays
-    return torch.minimum(own.squeeze(1).double(), limit).float()
+    lowered = torch.minimum(own.double(), limit).float()
+    return torch.where(own < torch.inf, lowered, own)  # what is no logit stays, to be seen
 
 
 class _Copies(Repeats):
