@@ -10,7 +10,7 @@ from torch import Tensor
 
 from samplers.contract import Param, Rows, State
 from samplers.registry import STAGES
-from samplers.rows import entropy, keep_from
+from samplers.rows import keep_from, log_total_and_entropy
 from samplers.stage import BaseStage
 
 
@@ -36,7 +36,7 @@ class Eta(BaseStage):
     params = (Param("eta_cutoff", float, 0.0, low=0.0, high=1.0, high_open=True, default=9e-4),)
 
     def shape(self, logits: Tensor, params: Mapping[str, Tensor], rows: Rows, state: State | None) -> Tensor:
-        total = logits.logsumexp(1, keepdim=True)
-        cutoff = params["eta_cutoff"].log().unsqueeze(1)
-        threshold = torch.minimum(cutoff, cutoff / 2 - entropy(logits - total)) + total
+        total, entropy = log_total_and_entropy(logits)
+        cutoff = params["eta_cutoff"].double().log().unsqueeze(1)
+        threshold = (torch.minimum(cutoff, cutoff / 2 - entropy) + total).float()
         return keep_from(logits, torch.minimum(threshold, logits.amax(1, keepdim=True)))

@@ -1,4 +1,8 @@
-"""Whole-row quantities that several stages need, and the fastest way to them on each device."""
+"""Whole-row quantities that several stages need, and the fastest way to them on each device.
+
+Exponentials are taken in fp32 of distances to the row's peak, and summed in fp64: as accurate as fp64 throughout for
+what stages decide, at a fraction of its memory traffic.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +18,16 @@ def descending(logits: Tensor) -> Tensor:
     return logits.sort(1, descending=True).values
 
 
-def entropy(logprobs: Tensor) -> Tensor:
-    """Shannon entropy in nats, masked tokens left out. logprobs: [R, V], natural logs -> [R, 1]."""
-    return -(logprobs.exp() * logprobs.clamp(min=torch.finfo(logprobs.dtype).min)).sum(1, keepdim=True)
+def log_total_and_entropy(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """(ln sum exp, Shannon entropy in nats) of each row, masked tokens left out. logits: [R, V] -> two [R, 1] fp64."""
+    peak = logits.amax(1, keepdim=True)
+    below = logits - peak
+    weights = below.exp()
+    total = weights.sum(1, keepdim=True, dtype=torch.float64)
+    mean = below.clamp_(min=-1e30).mul_(weights).sum(1, keepdim=True, dtype=torch.float64) / total
+    return peak + total.log(), total.log() - mean
 
 
 def keep_from(logits: Tensor, threshold: Tensor) -> Tensor:
-    """The logits with everything below the row's threshold masked. logits: [R, V]; threshold: [R, 1]."""
+    """The logits with everything below the row's threshold masked. logits: [R, V]; threshold: [R, 1] of its type."""
     return logits.masked_fill(logits < threshold, -torch.inf)

@@ -23,17 +23,17 @@ class TailFree(BaseStage):
     params = (Param("tfs", float, 1.0, low=0.0, high=1.0, low_open=True, default=0.95),)
 
     def shape(self, logits: Tensor, params: Mapping[str, Tensor], rows: Rows, state: State | None) -> Tensor:
+        if logits.shape[1] < 3:
+            return logits
         ordered = descending(logits)
-        finite = (ordered > -torch.inf).sum(1, keepdim=True)
-        p = ordered.double().softmax(1)
-        bends = p.diff(n=2, dim=1).abs()
-        # differences that reach into the masked tail are none
-        inside = torch.arange(bends.shape[1], device=logits.device) < finite - 2
-        bends = bends.masked_fill(~inside, 0.0)
-        total = bends.sum(1, keepdim=True)
+        weights = (ordered - ordered[:, :1]).exp()
+        bends = weights[:, :-2] + weights[:, 2:]
+        bends.sub_(weights[:, 1:-1], alpha=2).abs_()
+        summed = bends.cumsum(1, dtype=torch.float64)
+        finite = (logits > -torch.inf).sum(1, keepdim=True)
+        total = summed.gather(1, (finite - 3).clamp(min=0))  # differences that reach into the masked tail are none
         wanted = params["tfs"].double().unsqueeze(1) * total
-        crossing = (bends.cumsum(1) < wanted).sum(1, keepdim=True)  # shortest prefix: crossing + 1 differences
-        last = torch.minimum(crossing + 1, finite - 1).clamp(min=0)  # and the token that differences lose
-        threshold = ordered.gather(1, last)
+        crossing = torch.searchsorted(summed, wanted)  # the shortest prefix holds crossing + 1 differences
+        last = torch.minimum(crossing + 1, finite - 1)  # and the token that differences lose
         untouched = (finite < 3) | (total == 0)
-        return keep_from(logits, threshold.masked_fill(untouched, -torch.inf))
+        return keep_from(logits, ordered.gather(1, last).masked_fill(untouched, -torch.inf))

@@ -14,7 +14,7 @@ from torch import Tensor
 from samplers.contract import Param, Rows, SamplerError, State
 from samplers.model_facts import ModelFacts
 from samplers.registry import STAGES
-from samplers.rows import entropy
+from samplers.rows import log_total_and_entropy
 from samplers.stage import BaseStage
 
 GREEDY_BELOW = 1e-5
@@ -47,7 +47,7 @@ class Temperature(BaseStage):
 def _dynamic(logits: Tensor, middle: Tensor, reach: Tensor, exponent: Tensor) -> Tensor:
     """Each row's temperature [R]: low where the model is sure. A row of one token keeps its logits."""
     count = (logits > -torch.inf).sum(1)
-    share = entropy(logits.double().log_softmax(1)).squeeze(1).float() / count.clamp(min=2).log()
+    share = log_total_and_entropy(logits)[1].squeeze(1).float() / count.clamp(min=2).log()
     low, high = middle - reach, middle + reach
     moving = (low + (high - low) * share.clamp(0, 1) ** exponent).clamp(min=GREEDY_BELOW)
     return torch.where(reach > 0, torch.where(count > 1, moving, 1.0), middle)

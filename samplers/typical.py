@@ -10,10 +10,10 @@ from torch import Tensor
 
 from samplers.contract import Param, Rows, State
 from samplers.registry import STAGES
-from samplers.rows import descending, entropy
+from samplers.rows import descending, log_total_and_entropy
 from samplers.stage import BaseStage
 
-_HALVINGS = 70  # from any interval of doubles to two neighbours
+_HALVINGS = 64  # of the distance between the farthest token and none: beyond what fp64 can tell apart
 
 
 @STAGES.register
@@ -25,41 +25,53 @@ class Typical(BaseStage):
     params = (Param("typical_p", float, 1.0, low=0.0, high=1.0, low_open=True, default=0.9),)
 
     def shape(self, logits: Tensor, params: Mapping[str, Tensor], rows: Rows, state: State | None) -> Tensor:
-        mean = logits.double().logsumexp(1, keepdim=True)
-        ordered = descending(logits).double() - mean  # ln p, falling
-        expected = entropy(ordered)
-        mass = torch.nn.functional.pad(ordered.exp().cumsum(1), (1, 0))
-        low, high = _window(ordered, mass, expected, params["typical_p"].double().unsqueeze(1))
-        # the farther of the two ends of what is kept
-        first, last = ordered.gather(1, low), ordered.gather(1, high - 1)
-        farthest = torch.maximum((first + expected).abs(), (last + expected).abs())
-        distance = (logits.double() - mean + expected).abs()
-        return logits.masked_fill(distance > farthest, -torch.inf)
+        total, entropy = log_total_and_entropy(logits)
+        ordered = descending(logits)
+        mass = (ordered - ordered[:, :1]).exp_().cumsum(1, dtype=torch.float64)
+        wanted = params["typical_p"].double().unsqueeze(1) * mass[:, -1:]
+        first, last = _window(ordered, mass, total - entropy, wanted)
+        return logits.masked_fill((logits > first) | (logits < last), -torch.inf)
 
 
 def _window(ordered: Tensor, mass: Tensor, expected: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor]:
-    """[low, high) of the sorted row: all tokens within the smallest distance of -entropy that hold the wanted mass.
+    """(largest, smallest) logit [R, 1] of the tokens within the smallest distance of the expected logit that hold the
+    wanted mass.
 
-    ordered: [R, V] fp64, falling; mass: [R, V + 1], of the first i tokens; expected, wanted: [R, 1]. Tokens near one
-    value are neighbours in a sorted row, so the distance can be bisected without sorting by it.
+    ordered: [R, V] fp32, falling; mass: [R, V] fp64, of the first i + 1 tokens; expected, wanted: [R, 1] fp64. Tokens
+    of nearly equal surprisal are neighbours in a sorted row, so the distance is bisected and nothing is sorted by it.
     """
-    finite = (ordered > -torch.inf).sum(1, keepdim=True)
     rising = -ordered
+    finite = (ordered > -torch.inf).sum(1, keepdim=True)
 
     def window(distance: Tensor) -> tuple[Tensor, Tensor]:
-        low = torch.searchsorted(rising, expected - distance)
-        high = torch.searchsorted(rising, expected + distance, right=True)
+        """[low, high) of the tokens within the distance."""
+        low = torch.searchsorted(rising, _up(-expected - distance))
+        high = torch.searchsorted(rising, _down(distance - expected), right=True)
         return low, torch.minimum(high, finite)
 
+    def held(low: Tensor, high: Tensor) -> Tensor:
+        before = mass.gather(1, (low - 1).clamp(min=0)).masked_fill(low == 0, 0.0)
+        return mass.gather(1, (high - 1).clamp(min=0)) - before
+
     near = torch.zeros_like(expected)
-    last = ordered.gather(1, finite - 1)
-    far = torch.maximum((ordered[:, :1] + expected).abs(), (last + expected).abs())
-    # rounding can leave even the whole row below the wanted mass: then all of it is kept
-    low, high = window(far)
+    farthest = ordered.gather(1, finite - 1)
+    far = torch.maximum((ordered[:, :1] - expected).abs(), (farthest - expected).abs()) * (1 + 1e-12)
+    low, high = torch.zeros_like(finite), finite  # should rounding leave even the whole row below the wanted mass
     for _ in range(_HALVINGS):
         middle = (near + far) / 2
         a, b = window(middle)
-        enough = (mass.gather(1, b) - mass.gather(1, a) >= wanted) & (b > a)
+        enough = (b > a) & (held(a, b) >= wanted)
         far, near = torch.where(enough, middle, far), torch.where(enough, near, middle)
         low, high = torch.where(enough, a, low), torch.where(enough, b, high)
-    return low, high
+    return ordered.gather(1, low), ordered.gather(1, high - 1)
+
+
+def _up(bound: Tensor) -> Tensor:
+    """The smallest fp32 number that is not below the fp64 one."""
+    near = bound.float()
+    return torch.where(near.double() < bound, near.nextafter(torch.full_like(near, torch.inf)), near)
+
+
+def _down(bound: Tensor) -> Tensor:
+    """The largest fp32 number that is not above the fp64 one."""
+    return -_up(-bound)

@@ -177,7 +177,7 @@ def test_metrics(models: int) -> None:
         ({"temperature": "hot"}, "temperature"), ({"sampler": "nonsense"}, "nonsense"), ({"colour": 1}, "colour"),
         ({"model": "x"}, "model"), ({"stream": True}, "stream"),
         ({"top_k": 3, "sampler": [{"name": "top_k", "top_k": 4}]}, "top_k"),
-        ({"voting": {"rule": "x"}}, "voting"), ({"typical_p": 0.5}, "typical_p"),
+        ({"voting": {"rule": "x"}}, "voting"), ({"ngram_mix": 0.5}, "ngram_mix"), ({"typical_p": 0}, "typical_p"),
         ({"stop_token_ids": [999999]}, "stop_token_ids"), ({"max_tokens": -3}, "max_tokens"),
         ({"truncate_prompt_tokens": 0}, "truncate_prompt_tokens"), ({"max_tokens": 10**9}, "max_tokens"),
         ({"min_tokens": 10, "max_tokens": 5}, "min_tokens"),
