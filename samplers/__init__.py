@@ -8,6 +8,7 @@ from samplers import (  # noqa: F401 - they register themselves
     allowed_tokens,
     arithmetic,
     bad_words,
+    basis_aware,
     cutoffs,
     dry,
     gumbel,

@@ -6,6 +6,7 @@ more different outputs and estimates from them vary less. Vilnis et al., arXiv 2
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -43,14 +44,16 @@ class Arithmetic(BaseDraw):
 
     def pick(self, logits: Tensor, params: Mapping[str, Tensor], rows: Rows, state: State | None) -> Tensor:
         assert isinstance(state, Codes)
-        edges, order = _edges(logits, params["vocab_order"], rows.noise)
+        seeded = (params["vocab_order"] == ORDERS.index("seeded")).cpu().numpy()
+        order = state.orders(logits, seeded, rows.noise) if seeded.any() else None
+        edges = _edges(logits, order)
         tokens = torch.empty(len(logits), dtype=torch.int64, device=logits.device)
         slots = np.array(rows.slots.tolist())
         for level in _levels(slots, rows.noise.positions):
             codes = [state.behind(*at) for at in zip(slots[level], rows.noise.positions[level], strict=True)]
             targets = torch.tensor([code.target() for code in codes], device=logits.device)
             mine = torch.from_numpy(level).to(logits.device)
-            inner = edges[mine]
+            inner = edges if len(level) == len(slots) else edges[mine]
             places = torch.searchsorted(inner, targets.unsqueeze(1), right=True)
             # three integers per row travel to the host
             found = torch.cat([places, inner.gather(1, (places - 1).clamp(min=0)), inner.gather(1, places)], 1)
@@ -80,6 +83,7 @@ class Codes:
 
     def __init__(self, slots: int) -> None:
         self._codes: list[Code | None] = [None] * slots
+        self.orders = _Orders()
         self._ahead: list[tuple[_Decoded, ...]] = [()] * slots  # picked and not yet accepted, in order
 
     def admit(self, slot: int, admission: Admission) -> None:
@@ -130,31 +134,40 @@ class Codes:
         self._codes[slot], self._ahead[slot] = None, ()
 
 
-def _edges(logits: Tensor, orders: Tensor, noise: Noise) -> tuple[Tensor, Tensor | None]:
-    """(cumulative weights [R, V] int64 by place, the token at each place [R, V] or None: its own id).
+class _Orders:
+    """Orders of the tokens that depend only on a request's seed and the position; the latest are kept, since all
+    choices of a request ask for the same."""
 
-    The weights are those of `quantise`.
-    """
+    KEPT = 16
+
+    def __init__(self) -> None:
+        self._kept: OrderedDict[tuple[int, int], Tensor] = OrderedDict()
+
+    def __call__(self, logits: Tensor, seeded: npt.NDArray[np.bool_], noise: Noise) -> Tensor:
+        """[R, V] int64: the token at each place; in rows that are not seeded, its own id."""
+        order = torch.arange(logits.shape[1], device=logits.device).repeat(len(logits), 1)
+        for row in np.flatnonzero(seeded):
+            order[row] = self._one(int(noise.keys[row]), int(noise.positions[row]), logits)
+        return order
+
+    def _one(self, key: int, position: int, logits: Tensor) -> Tensor:
+        if (key, position) not in self._kept:
+            words = philox(key, GROUP_CHOICE, position, np.arange(logits.shape[1]), Purpose.VOCAB_PERM)
+            places = (words[0] << np.uint64(32) | words[1]).argsort(kind="stable")
+            self._kept[key, position] = torch.from_numpy(places).to(logits.device)
+            if len(self._kept) > self.KEPT:
+                self._kept.popitem(last=False)
+        return self._kept[key, position]
+
+
+def _edges(logits: Tensor, order: Tensor | None) -> Tensor:
+    """Cumulative weights [R, V] int64 in this order of tokens. The weights are those of `quantise`."""
     peak = lowest_argmax(logits).unsqueeze(1)
     mass = logits.double().sub_(logits.gather(1, peak)).exp_()
     mass.mul_(2.0**BITS / mass.sum(1, keepdim=True))
     weights = mass.long()
     weights.scatter_add_(1, peak, 2**BITS - weights.sum(1, keepdim=True))
-    seeded = orders == ORDERS.index("seeded")
-    if not bool(seeded.any()):
-        return weights.cumsum_(1), None
-    order = torch.arange(logits.shape[1], device=logits.device).repeat(len(logits), 1)
-    which = np.flatnonzero(seeded.cpu().numpy())
-    order[seeded] = _shuffled(noise[which], logits.shape[1]).to(logits.device)
-    return weights.gather(1, order).cumsum_(1), order
-
-
-def _shuffled(noise: Noise, vocab: int) -> Tensor:
-    """[R, V]: for each row an order of the tokens that depends only on the request's seed and the position."""
-    groups, members = np.unique(np.stack([noise.keys, noise.positions], 1), axis=0, return_inverse=True)
-    words = philox(groups[:, :1], GROUP_CHOICE, groups[:, 1:], np.arange(vocab), Purpose.VOCAB_PERM)
-    places = (words[0] << np.uint64(32) | words[1]).argsort(1, kind="stable")
-    return torch.from_numpy(places[members.reshape(-1)])
+    return (weights if order is None else weights.gather(1, order)).cumsum_(1)
 
 
 def _levels(slots: Numbers, positions: Numbers) -> list[Numbers]:

@@ -6,7 +6,7 @@ Knows nothing about requests. Every refusal is a `UnsupportedModelError` or `Set
 from __future__ import annotations
 
 import logging
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import psutil
@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM
 
 from engine.runners.torch.attention import NAME, register
 from engine.runners.torch.gate import inspect, text_config
+from engine.runners.torch.head import linear_head
 from engine.runners.torch.layers import LayerSpec
 from engine.runners.torch.pool import bytes_per_token
 from engine.settings import EngineSettings, SettingsError
@@ -87,13 +88,14 @@ def check(model: nn.Module, settings: EngineSettings, tokens: ModelFacts = NO_FA
     generation = model.generation_config
     eos = generation.eos_token_id if generation.eos_token_id is not None else config.eos_token_id
     wanted = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty") if generation.do_sample else ()
+    vocab_size = rows if tokens.pieces is None else min(rows, len(tokens.pieces))
     return LoadedModel(
         model=model,
         layers=layers,
         device=weight.device,
         dtype=weight.dtype,
-        vocab_size=rows if tokens.pieces is None else min(rows, len(tokens.pieces)),
-        facts=tokens,
+        vocab_size=vocab_size,
+        facts=replace(tokens, head=linear_head(model, vocab_size)),
         max_model_len=asked or limit,
         eos_token_ids=frozenset(eos if isinstance(eos, (list, tuple)) else [] if eos is None else [eos]),
         generation_defaults={k: v for k in wanted if (v := getattr(generation, k, None)) is not None},
