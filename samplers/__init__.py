@@ -20,6 +20,7 @@ from samplers import (  # noqa: F401 - they register themselves
     no_repeat_ngram,
     penalties,
     reuse_cap,
+    rpg,
     smoothing,
     tail_free,
     temperature,

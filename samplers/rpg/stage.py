@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -27,6 +28,8 @@ OPTIONS = (
     Param("top", int, 20, low=1, high=256),
     Param("penalise", str, "start", choices=("start", "all")),
 )
+LANGUAGE = "python"
+DEFAULTS: dict[str, Any] = {"language": LANGUAGE, **{option.name: option.when_named for option in OPTIONS}}
 
 
 @STAGES.register
@@ -37,18 +40,19 @@ class Rpg(BaseStage):
     name = "rpg"
     order = 7
     structured = ("rpg",)
+    structured_defaults = MappingProxyType({"rpg": DEFAULTS})
     in_greedy = True  # the paper decodes greedily
 
     def parse(self, field: str, value: Any, path: str, vocab: int) -> dict[str, Any]:
         if not isinstance(value, Mapping):
-            raise SamplerError(f"'{path}' must be an object with a language", path)
+            raise SamplerError(f"'{path}' must be an object such as {{'language': '{LANGUAGE}'}}", path)
         names = ("language", *(option.name for option in OPTIONS))
         for key in value:
             if key not in names:
                 where = f"{path}.{key}"
                 raise SamplerError(f"'{where}' does not exist; known: {', '.join(names)}", where)
         given = {key: one for key, one in value.items() if one is not None}
-        parsed: dict[str, Any] = {"language": GRAMMARS.get(given.get("language", ""), f"{path}.language").name}
+        parsed: dict[str, Any] = {"language": GRAMMARS.get(given.get("language", LANGUAGE), f"{path}.language").name}
         for option in OPTIONS:
             parsed[option.name] = option.check(given.get(option.name, option.when_named), f"{path}.{option.name}")
         return parsed
@@ -58,7 +62,7 @@ class Rpg(BaseStage):
             raise SamplerError("'rpg' cannot be used here: the text of this model's tokens is not known", "rpg")
 
     def is_neutral(self, values: Mapping[str, Any]) -> bool:
-        return "rpg" not in values or values["rpg"]["lambda"] == 1
+        return "rpg" not in values or bool(values["rpg"]["lambda"] == 1)
 
     def new_state(self, shape: Shape) -> State:
         return Readers(shape)
@@ -206,14 +210,11 @@ class Readers:
 
 
 def _highest(logits: Tensor, counts: Sequence[int]) -> list[list[int]]:
-    """The ids of each row's highest logits that are not masked, ties to the lowest id. logits: [R, V]."""
-    widest = min(max(counts), logits.shape[1])
-    values = logits.topk(widest, 1).values
-    last = values.gather(1, torch.tensor([[min(count, widest) - 1] for count in counts], device=logits.device))
-    above, level = logits > last, logits == last
-    missing = torch.tensor([[count] for count in counts], device=logits.device) - above.sum(1, keepdim=True)
-    chosen = (above | (level & (level.cumsum(1) <= missing))) & (logits > -torch.inf)
-    found: list[list[int]] = [[] for _ in counts]
-    for row, token in torch.nonzero(chosen).tolist():
-        found[row].append(token)
+    """Each row's tokens that belong to its `count` highest whoever wins ties, and are not masked. logits: [R, V]."""
+    highest = logits.topk(min(max(counts) + 1, logits.shape[1]), 1)
+    rows = zip(counts, highest.values.tolist(), highest.indices.tolist(), strict=True)
+    found = []
+    for count, values, tokens in rows:
+        bound = values[count] if count < len(values) else -math.inf
+        found.append([token for token, value in zip(tokens, values, strict=True) if value > bound])
     return found
