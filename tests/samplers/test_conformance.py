@@ -26,6 +26,10 @@ VALUES: dict[str, list[Any]] = {
         lambda ids: {"logit_bias": {str(ids[0]): 5, str(ids[-1]): -100}},
         lambda ids: {"logit_bias": {str(ids[i]): i / 8 - 1.5 for i in range(min(len(ids), 40))}},
     ],
+    "rpg": [
+        {"rpg": {"language": "python", "lambda": 0.5, "top": 8}},
+        {"rpg": {"language": "python", "lambda": 0.1, "max_period": 4, "penalise": "all"}},
+    ],
 }
 _HARD = "a hard mask; a row that it empties ends the choice with an error"
 _ROWS = "steers by the probabilities of drawn tokens, and nobody keeps the rows of an earlier life"
