@@ -6,7 +6,9 @@ Collects; `explain_table.py` and `explain_page.py` show it.
 from __future__ import annotations
 
 import asyncio
+import io
 import re
+import sys
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,6 +58,8 @@ def explain(
     if html is not None and (html.is_dir() or not html.absolute().parent.is_dir()):
         raise ConfigError(f"--html: cannot write {html}: it is a folder, or in a folder that does not exist")
     fields = {"temperature": temperature, "sampler": parse_sampler(sampler)}
+    if isinstance(sys.stdout, io.TextIOWrapper):  # a token may have any character, a terminal need not
+        sys.stdout.reconfigure(errors="backslashreplace")
     out, notes = Console(highlight=False), Console(stderr=True)
     with notes.status(f"loading {model}"):
         served = serve_model(model, load_config({"model": model, "device": device, "dtype": dtype}, {}))
