@@ -31,7 +31,7 @@ def blocks(language: str) -> list[str]:
 
 def named(file: str) -> str:
     """The block behind the line that names its file."""
-    found = re.search(rf"^`{re.escape(file)}`:\n\n```\w+\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
+    found = re.search(rf"^\*\*{re.escape(file)}\*\*\n\n```\w+\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
     assert found, f"no block for {file}"
     return found.group(1)
 
