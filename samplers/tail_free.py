@@ -34,6 +34,6 @@ class TailFree(BaseStage):
         total = summed.gather(1, (finite - 3).clamp(min=0))  # differences that reach into the masked tail are none
         wanted = params["tfs"].double().unsqueeze(1) * total
         crossing = torch.searchsorted(summed, wanted)  # the shortest prefix holds crossing + 1 differences
-        last = torch.minimum(crossing + 1, finite - 1)  # and the token that differences lose
+        last = torch.minimum(crossing + 1, (finite - 1).clamp(min=0))  # and the token that differences lose
         untouched = (finite < 3) | (total == 0)
         return keep_from(logits, ordered.gather(1, last).masked_fill(untouched, -torch.inf))

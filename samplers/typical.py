@@ -41,7 +41,7 @@ def _window(ordered: Tensor, mass: Tensor, expected: Tensor, wanted: Tensor) -> 
     of nearly equal surprisal are neighbours in a sorted row, so the distance is bisected and nothing is sorted by it.
     """
     rising = -ordered
-    finite = (ordered > -torch.inf).sum(1, keepdim=True)
+    finite = (ordered > -torch.inf).sum(1, keepdim=True).clamp(min=1)  # an emptied row only has to get through
 
     def window(distance: Tensor) -> tuple[Tensor, Tensor]:
         """[low, high) of the tokens within the distance."""
