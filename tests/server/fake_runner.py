@@ -203,6 +203,7 @@ class _Writer:
         final = (logits - np.log(np.exp(logits - logits.max()).sum()) - logits.max()).astype(np.float32)
         if self._request.chain.greedy:
             return int(np.argmax(logits)), final
-        key = np.array([self._request.seed % 2**64, (self._choice << 32) + len(self._tokens)], dtype=np.uint64)
+        choice = self._request.first_choice + self._choice
+        key = np.array([self._request.seed % 2**64, (choice << 32) + len(self._tokens)], dtype=np.uint64)
         noise = np.random.Generator(np.random.Philox(key=key)).gumbel(size=len(logits))
         return int(np.argmax(logits + noise)), final
