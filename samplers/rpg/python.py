@@ -275,6 +275,8 @@ class Python:
         return self._advanced(state, text, final=False)
 
     def close(self, state: _Parser) -> list[Symbol]:
+        if not state.lex.held and not state.matching:
+            return []
         after = self._advanced(state, b"", final=True)
         return [*after.symbols, *([("expression", after.state.blocks[-1].clause)] if after.state.matching else [])]
 
