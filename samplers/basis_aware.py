@@ -29,7 +29,8 @@ class BasisAware(BaseDraw):
     """Tokens are visited without replacement in proportion to their probability; the first one that is above the
     threshold or proven is drawn. After `basis_tries` rejections it is the most probable one.
 
-    The theory is about the model's own row, so nothing may shape it before.
+    Thresholds and proofs are about the model's own row; masks only skip tokens and temperature only reorders the
+    visits. Nothing else may shape the row before.
     """
 
     name = "basis_aware"
@@ -42,10 +43,13 @@ class BasisAware(BaseDraw):
         Param("basis_tries", int, 10, 1, 100),
     )
 
+    sees_raw = True
+
     @property
     def excludes(self) -> frozenset[str]:  # type: ignore[override]
-        """Every stage: a draw sees the row behind them, not the model's."""
-        return frozenset(stage.name for stage in STAGES)
+        """Every stage but hard masks and plain temperature, those of third parties included."""
+        allowed = {stage.name for stage in STAGES if 2 <= stage.order < 3} | {"temperature"}
+        return frozenset({stage.name for stage in STAGES} - allowed | {"dynatemp_range"})
 
     def check(self, values: Mapping[str, Any], model: ModelFacts) -> None:
         if model.head is None:
@@ -55,8 +59,8 @@ class BasisAware(BaseDraw):
         return None if shape.model.head is None else _HeadState(shape.model.head)
 
     def pick(self, logits: Tensor, params: Mapping[str, Tensor], rows: Rows, state: State | None) -> Tensor:
-        assert isinstance(state, _HeadState)
-        chances = logits.double().softmax(1)
+        assert isinstance(state, _HeadState) and rows.raw is not None
+        chances = rows.raw.double().softmax(1)
         delta = thresholds(chances, params)
         tries = params["basis_tries"].tolist()
         noise = -np.log(-np.log(rows.noise.per_token(Purpose.BASIS, logits.shape[1])))

@@ -92,6 +92,9 @@ def resolve(fields: Mapping[str, Any], vocab_size: int, model: ModelFacts = NO_F
         for other in asked:
             if other.name in one.excludes:
                 raise SamplerError(f"'{one.name}' cannot be combined with '{other.name}'", _fields(other)[0])
+            for param in other.params:
+                if param.name in one.excludes and values[other.name][param.name] != param.neutral:
+                    raise SamplerError(f"'{one.name}' cannot be combined with '{param.name}'", param.name)
     active = [stage for stage in asked if stage.in_greedy or not greedy]
     active.sort(key=lambda stage: _place(stage, temperature_last))
     if given_order:
@@ -100,6 +103,11 @@ def resolve(fields: Mapping[str, Any], vocab_size: int, model: ModelFacts = NO_F
     off = [name for name in values if name not in DRAWS and STAGES.get(name).is_neutral(values[name])]
     neutral = tuple(Item(name, values[name]) for name in off)
     return Chain(stages, Item(draw.name, values[draw.name]), greedy, given_order or temperature_last, neutral)
+
+
+def flat_names() -> set[str]:
+    """Every parameter of every stage and draw, those of third parties included."""
+    return {field for owner in (*_public(), *DRAWS) for field in _fields(owner)}
 
 
 def _public() -> list[Stage]:

@@ -145,6 +145,7 @@ class Rows:
     slots: Tensor  # [R] int64, device; request slot of each row
     positions: Tensor  # [R] int64, device; output position t of the token to draw
     noise: Noise  # random numbers of each row's stream at its position
+    raw: Tensor | None = None  # [R, V] fp32, before all stages; for draws that ask for it, not to be written to
 
 
 class Stage(Protocol):
@@ -184,7 +185,8 @@ class Draw(Protocol):
     name: ClassVar[str]
     params: ClassVar[tuple[Param, ...]]  # given by flat name or in the draw's item, as those of stages are
     shared_noise: ClassVar[bool]  # the stages before it get one random stream for all choices of a request
-    excludes: ClassVar[frozenset[str]]  # stages that cannot be in one chain with it
+    sees_raw: ClassVar[bool]  # needs `Rows.raw`
+    excludes: ClassVar[frozenset[str]]  # stages, and parameters of stages, that cannot be in one chain with it
 
     def check(self, values: Mapping[str, Any], model: ModelFacts) -> None:
         """Raises SamplerError for values that exclude each other or that this model cannot honour."""

@@ -228,12 +228,14 @@ class SamplerStack:
             rows = np.flatnonzero(draws == draw)
             rows = rows[[row not in failures for row in rows]] if failures else rows
             if len(rows):
-                tokens = self._pick(int(draw) - 1, processed, tokens, rows, slots, positions, failures, recorder)
+                index = int(draw) - 1
+                tokens = self._pick(index, logits, processed, tokens, rows, slots, positions, failures, recorder)
         return tokens
 
     def _pick(
         self,
         index: int,
+        raw: Tensor,
         processed: Tensor,
         tokens: Tensor,
         members: Slots,
@@ -249,10 +251,12 @@ class SamplerStack:
         noise = Noise(keys, choices, where, lambda: self._draw_bits(mine, keys, choices, where))
         if recorder is not None:
             noise = recorder.noise(noise, members)
-        rows = Rows(torch.from_numpy(mine).to(device), torch.from_numpy(where).to(device), noise)
-        source = processed if whole else processed[torch.from_numpy(members).to(device)]
         drawing = self._draws[index]
         draw = drawing.draw
+        among = None if whole else torch.from_numpy(members).to(device)
+        source = processed if among is None else processed[among]
+        own = None if not draw.sees_raw else raw if among is None else raw[among]
+        rows = Rows(torch.from_numpy(mine).to(device), torch.from_numpy(where).to(device), noise, own)
         picked = self._guard(
             lambda: _tokens_of(draw.pick(source, drawing.parameters.gather(rows.slots), rows, drawing.state), source),
             draw.name,

@@ -44,6 +44,7 @@ class BaseDraw:
     name: ClassVar[str]
     params: ClassVar[tuple[Param, ...]] = ()
     shared_noise: ClassVar[bool] = False
+    sees_raw: ClassVar[bool] = False
     excludes: ClassVar[frozenset[str]] = frozenset()
 
     def check(self, values: Mapping[str, Any], model: ModelFacts) -> None:

@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from samplers.chain import flat_names
 from server.schema.fields import (
     REAL,
     WHOLE,
@@ -32,13 +33,10 @@ CHECKED_SAMPLING = (
     "temperature", "top_p", "top_k", "min_p", "repetition_penalty", "presence_penalty", "frequency_penalty",
     "logit_bias", "allowed_token_ids", "bad_words", "sampler", "sampler_order", "temperature_last",
 )  # fmt: skip
+# parameters of samplers that this build does not have: refused by name, never ignored
+_RESERVED_SAMPLING = ("knn", "ngram_mix", "trie_scope")
 PASSED_SAMPLING = (
-    "typical_p", "epsilon_cutoff", "eta_cutoff", "top_n_sigma", "xtc_probability", "xtc_threshold", "mirostat_tau",
-    "mirostat_eta", "adaptive_p", "dynatemp_range", "dynatemp_exponent", "dry_multiplier", "dry_base",
-    "dry_allowed_length", "dry_penalty_last_n", "dry_sequence_breakers", "no_repeat_ngram_size", "rpg", "reuse_cap",
-    "knn", "ngram_mix", "top_a", "top_h", "tfs", "smoothing_factor", "smoothing_curve", "repetition_scope",
-    "repetition_last_n", "trie_scope", "draw",
-    "ngram_scope", "dry_scope", "reuse_min_match", "mirostat_surprise", "adaptive_decay",
+    "draw", *sorted(flat_names() - {*CHECKED_SAMPLING, "bad_words_ids"}), *_RESERVED_SAMPLING,
 )  # fmt: skip
 
 

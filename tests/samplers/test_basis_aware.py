@@ -247,7 +247,7 @@ def test_masked_tokens_are_neither_visited_nor_the_fallback() -> None:
 
 @pytest.mark.parametrize(
     "fields",
-    [{"top_p": 0.9}, {"logit_bias": {"1": 2}}, {"temperature": 0.7}, {"repetition_penalty": 1.2}, {"min_p": 0.1}],
+    [{"top_p": 0.9}, {"logit_bias": {"1": 2}}, {"dynatemp_range": 0.1}, {"repetition_penalty": 1.2}, {"min_p": 0.1}],
 )
 def test_stages_that_change_the_row_are_refused(fields: dict[str, Any]) -> None:
     with pytest.raises(SamplerError, match="'basis_aware' cannot be combined with"):
