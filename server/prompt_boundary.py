@@ -22,6 +22,7 @@ from samplers.quantise import pick, quantise
 from samplers.registry import DRAWS
 from samplers.rng import Noise, Purpose
 from server.errors import internal, overloaded, refuse, too_long, unavailable
+from server.offload import offload
 from server.prompts import PromptInput
 from server.schema.common import GenerationBody
 from server.state import ServedModel
@@ -97,7 +98,7 @@ def report(mode: str, coverings: Sequence[Covering]) -> dict[str, Any]:
 
 async def begin(runner: Runner, request: DecodeRequest, covering: Covering, gate: asyncio.Semaphore) -> Start:
     """Weigh the covers and let every choice of `request` draw one."""
-    contexts = covering.questions()
+    contexts = await offload(len(covering.covers), covering.questions)
     asked = [_question(request, covering, at, context, contexts[context]) for at, context in enumerate(contexts)]
 
     async def ask(question: DecodeRequest) -> tuple[TokenScore, int]:
@@ -107,8 +108,11 @@ async def begin(runner: Runner, request: DecodeRequest, covering: Covering, gate
     # the shortest context first: the others find it in the prefix cache
     answers = [await ask(asked[0]), *await _all(ask(question) for question in asked[1:])]
     scores = {context: score for context, (score, _) in zip(contexts, answers, strict=True)}
-    logprobs = {context: dict(score.extra) for context, score in scores.items()}
-    drawn = draw(covering.log_weights(logprobs), request)
+
+    def weigh() -> list[int]:
+        return draw(covering.log_weights({context: dict(score.extra) for context, score in scores.items()}), request)
+
+    drawn = await offload(len(covering.covers), weigh)
     parts = [
         _part(request, covering, covering.covers[cover], list(choices), scores, runner.max_model_len)
         for cover, choices in groupby(range(request.n), key=drawn.__getitem__)

@@ -10,7 +10,7 @@ Knows tokens and bytes; probabilities come from whoever asked. Knows nothing abo
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -20,11 +20,11 @@ from server.text.canonical import Frame, Reader, Vocabulary, decoded
 
 LONGEST = 64  # bytes at the end of a prompt that are written anew, at most
 NEAR = 4  # tokens before a split that are looked at: enough for any character
-REMEMBERED = 32  # ends of prompts
+REMEMBERED = 8  # ends of prompts; behind a mere space half a vocabulary can follow
 Context = tuple[int, ...]
 
 
-@dataclass(frozen=True, order=True)
+@dataclass(frozen=True, slots=True)
 class Cover:
     """One way to write the end of a prompt: `left` spells a proper prefix of it, `last` the rest and perhaps more."""
 
@@ -43,7 +43,7 @@ class Covering:
 
     kept: Context  # leading tokens of the prompt; at least one, for the first token of a text has no probability
     end: bytes  # the text of the others; empty where the prompt ends in a special token
-    covers: tuple[Cover, ...]  # in ascending order; none where `end` is empty
+    covers: tuple[Cover, ...]  # in ascending order of their ids; none where `end` is empty
 
     def questions(self) -> dict[Context, list[int]]:
         """The probabilities that weights are made of: which next tokens, after which tokens behind `kept`."""
@@ -85,7 +85,7 @@ class CoverFinder:
         pieces = self._vocabulary.pieces
         end = pieces[ids[-1]]
         covers = (Cover((), token, pieces[token][len(end) :]) for token in self._vocabulary.starting_with(end))
-        return Covering(tuple(ids[:-1]), end, tuple(sorted(covers)))
+        return Covering(tuple(ids[:-1]), end, _in_order(covers))
 
     def safe_split(self, ids: Sequence[int]) -> int:
         """How many leading tokens stay: up to the last place that no token ever bridges, a special token or one that
@@ -126,7 +126,7 @@ class CoverFinder:
         for at in range(len(end)):
             texts.update(end + pieces[t][len(end) - at :] for t in self._vocabulary.starting_with(end[at:]))
         found = {self._beginning(ids, end) for ids in self._reader.read(sorted(texts), frame)}
-        return tuple(sorted(cover for cover in found if cover is not None))
+        return _in_order(cover for cover in found if cover is not None)
 
     def _beginning(self, ids: Sequence[int], end: bytes) -> Cover | None:
         """As many of the tokens as it takes to spell `end`."""
@@ -142,3 +142,7 @@ class CoverFinder:
             if spelled >= len(end):
                 return Cover(tuple(ids[:at]), token, piece[len(part) :])
         return None
+
+
+def _in_order(covers: Iterable[Cover]) -> tuple[Cover, ...]:
+    return tuple(sorted(covers, key=lambda cover: cover.ids))

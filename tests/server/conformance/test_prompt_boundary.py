@@ -303,6 +303,16 @@ def test_failures_while_covers_are_weighed(live: Live, raw: httpx.Client) -> Non
     live.wait(lambda: not live.runner.live)
 
 
+def test_a_client_that_leaves_while_covers_are_weighed_leaves_nothing_behind(live: Live, raw: httpx.Client) -> None:
+    if not hasattr(live.runner, "behaviour"):
+        pytest.skip("needs a slow runner")
+    live.runner.behaviour.step_s = 0.2
+    with pytest.raises(httpx.ReadTimeout):
+        body = {"model": MODEL, "prompt": "x = foo(s", "prompt_boundary": "exact", "n": 4}
+        raw.post("/v1/completions", json=body, timeout=0.3)
+    live.wait(lambda: not live.runner.live)
+
+
 def test_sub_requests_keep_the_salt_and_the_priority(live: Live, raw: httpx.Client) -> None:
     if not hasattr(live.runner, "requests"):
         pytest.skip("needs a runner that remembers")
