@@ -10,7 +10,8 @@ from __future__ import annotations
 import random
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -18,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from models.corpus import source_tokens
 from models.embedded import TARGET, locate
 from samplers.chain import Chain, resolve
 from samplers.contract import SamplerError
@@ -29,6 +31,8 @@ FREE, SORT, DRAW, STATE = "sort-free", "sort-based", "draw", "stateful"
 TARGETS = {FREE: 1.3, SORT: 2.0}
 MIXED_TARGET = 1.5  # of a mixed batch over the sum of its types
 PROMPT_TOKENS, OUTPUT_TOKENS = 512, 128
+CONTINUED = 8  # tokens that may be generated, at least a measurement's steps
+LEAD = 1.0  # how far the next token of the text lies above a row's peak
 HIDDEN = 64  # of the made-up head
 GROUP = 8  # choices of one request: arithmetic draws work on groups
 TEMPERATURE = {"temperature": 0.8}
@@ -122,25 +126,15 @@ def flat(rows: int, vocab: int, seed: int) -> Tensor:
 ROWS: dict[str, Callable[[int, int, int], Tensor]] = {"peaked": peaked, "flat": flat}
 
 
-def histories(rows: int, vocab: int, seed: int) -> list[tuple[list[int], list[int]]]:
-    """(prompt, output) of each row: frequent tokens are frequent, and phrases come back, as in text."""
-    rng = random.Random(seed)
-    made = []
-    for _ in range(rows):
-        ids: list[int] = []
-        while len(ids) < PROMPT_TOKENS + OUTPUT_TOKENS:
-            if len(ids) > 32 and rng.random() < 0.3:
-                start = rng.randrange(len(ids) - 16)
-                ids += ids[start : start + rng.randint(3, 12)]
-            else:
-                ids.append(int(vocab ** rng.random()) - 1)
-        made.append((ids[:PROMPT_TOKENS], ids[PROMPT_TOKENS : PROMPT_TOKENS + OUTPUT_TOKENS]))
-    return made
+def histories(codec: TextCodec, rows: int, vocab: int) -> list[list[int]]:
+    """Stretches of held-out Python source, one per row: prompt, output, and what is generated while the clock runs."""
+    source = source_tokens(codec.fast, held_out=True) % vocab  # a vocabulary smaller than the tokenizer's is a test's
+    length = PROMPT_TOKENS + OUTPUT_TOKENS + CONTINUED
+    return [source[start : start + length].tolist() for start in np.linspace(0, len(source) - length, rows).astype(int)]
 
 
-def made_up_model(vocab: int, seed: int) -> ModelFacts:
+def made_up_model(codec: TextCodec, vocab: int, seed: int) -> ModelFacts:
     """Pieces of the embedded tokenizer over and over, and a random head."""
-    codec = TextCodec.load(locate(TARGET))
     known = codec.pieces()
     pieces = None if known is None else [known[i % len(known)] for i in range(vocab)]
     head = torch.randn(vocab, HIDDEN, generator=torch.Generator().manual_seed(seed)) / HIDDEN**0.5
@@ -152,9 +146,10 @@ class Costing:
 
     def __init__(self, size: Size, kinds: Sequence[Kind] = KINDS) -> None:
         self._size = size
-        model = made_up_model(size.vocab, seed=0)
+        codec = TextCodec.load(locate(TARGET))
+        model = made_up_model(codec, size.vocab, seed=0)
         self._stack = SamplerStack(size.rows, size.vocab, torch.device("cpu"), model)
-        self._histories = histories(size.rows, size.vocab, seed=1)
+        self._histories = histories(codec, size.rows, size.vocab)
         self._logits = {name: make(size.rows, size.vocab, 2) for name, make in ROWS.items()}
         self._all = np.arange(size.rows)
         self.cost = Cost(size, baseline={name: Timing() for name in ROWS}, mixed={name: Timing() for name in ROWS})
@@ -211,20 +206,36 @@ class Costing:
         for slot in self._all.tolist():
             self._stack.free(slot)
         for slot, chain in zip(members.tolist(), chains, strict=True):
-            prompt, output = self._histories[slot]
             self._stack.admit(
-                slot, chain, seed=slot // GROUP, choice=slot % GROUP, prompt_ids=prompt, output_ids=output, n=GROUP
+                slot,
+                chain,
+                seed=slot // GROUP,
+                choice=slot % GROUP,
+                prompt_ids=self._histories[slot][:PROMPT_TOKENS],
+                output_ids=self._histories[slot][PROMPT_TOKENS:-CONTINUED],
+                n=GROUP,
             )
         seconds = []
         for step in range(1 + self._size.steps):
             positions = np.full(len(members), OUTPUT_TOKENS + step)
-            began = time.perf_counter()
-            sampled = self._stack.sample(logits, members, positions)
-            failures = {**sampled.failures, **self._stack.accept(members, sampled.tokens)}
-            seconds.append(time.perf_counter() - began)
+            with self._continued(logits, members, step):
+                began = time.perf_counter()
+                sampled = self._stack.sample(logits, members, positions)
+                failures = {**sampled.failures, **self._stack.accept(members, sampled.tokens)}
+                seconds.append(time.perf_counter() - began)
             if failures:
                 raise RuntimeError(next(iter(failures.values()))[1])
         return statistics.fmean(seconds[1:])
+
+    @contextmanager
+    def _continued(self, logits: Tensor, members: np.ndarray, step: int) -> Iterator[None]:
+        """The source's next token is the most probable one, so that texts go on as texts and states have work."""
+        following = torch.tensor([self._histories[slot][step - CONTINUED] for slot in members.tolist()])
+        rows = torch.arange(len(members))
+        saved = logits[rows, following]
+        logits[rows, following] = logits.amax(1) + LEAD
+        yield
+        logits[rows, following] = saved
 
     def _mixed(self, logits: Tensor) -> tuple[float, float]:
         """(seconds per step of a batch in which every row has a sampler of its own, ratio to the sum of its types).

@@ -134,7 +134,7 @@ def cost_markdown(cost: Cost) -> list[str]:
     columns = [f"{what}, {name}" for name in ROWS for what in ("ms per step", "ratio")]
     return [
         f"{size.rows} rows of {size.vocab} logits, per step of `SamplerStack` (`sample` and `accept`), every chain "
-        "with T = 0.8 and the `iid` draw unless it names another; 512 prompt and 128 output tokens per row. "
+        "with T = 0.8 and the `iid` draw unless it names another; 512 prompt and 128 output tokens of source per row. "
         f"{size.rounds} interleaved rounds of {size.steps} steps, median (lowest-highest). Ratios are to `softmax` and "
         "`torch.multinomial` on the same rows right before; that of the mixed batch to the sum of its types, each over "
         f"its own rows. Targets: {TARGETS[FREE]} ({FREE}), {TARGETS[SORT]} ({SORT}), {MIXED_TARGET} (mixed). Peaked "

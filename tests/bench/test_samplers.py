@@ -69,12 +69,14 @@ def test_rows_are_peaked_and_flat() -> None:
     assert entropies(sampler_cost.flat(16, 5000, 0)).min() > math.log(5000) - 1
 
 
-def test_histories_have_the_lengths_they_promise_and_repeat_phrases() -> None:
-    made = sampler_cost.histories(3, 1000, 0)
-    assert {(len(prompt), len(output)) for prompt, output in made} == {(512, 128)}
-    assert all(0 <= token < 1000 for prompt, output in made for token in (*prompt, *output))
-    prompt = made[0][0]
-    assert len(set(zip(prompt, prompt[1:], prompt[2:], strict=False))) < len(prompt) - 20
+def test_histories_are_stretches_of_source_with_room_to_go_on() -> None:
+    codec = TextCodec.load(locate(TARGET))
+    made = sampler_cost.histories(codec, 3, codec.fast.get_vocab_size())
+    assert {len(one) for one in made} == {512 + 128 + sampler_cost.CONTINUED}
+    assert len({tuple(one) for one in made}) == 3
+    assert all("self" in codec.fast.decode(one) or "def" in codec.fast.decode(one) for one in made)
+    assert max(max(one) for one in sampler_cost.histories(codec, 3, 100)) < 100
+    assert sampler_cost.Size().steps < sampler_cost.CONTINUED
 
 
 def test_cost_of_a_tiny_stack() -> None:
@@ -167,3 +169,10 @@ def test_a_job_that_fails_is_reported_and_others_go_on() -> None:
     fine = results["fine"]
     assert not isinstance(fine, Failed)
     assert [len(sample.tokens) for sample in fine] == [6, 6]
+
+
+def test_rows_are_as_before_when_a_step_is_over() -> None:
+    costing = sampler_cost.Costing(TINY_COST, sampler_cost.KINDS[:2])
+    before = {name: logits.clone() for name, logits in costing._logits.items()}
+    costing.measure(lambda: None)
+    assert all(torch.equal(costing._logits[name], logits) for name, logits in before.items())
