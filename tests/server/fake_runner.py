@@ -16,7 +16,7 @@ import numpy as np
 
 from engine.request import DecodeRequest, Delta, Finish, FinishReason, Output, TokenScore
 from engine.runners.base import Capability, EngineFailed, Health, Overloaded, Stats, TooLarge
-from samplers.model_facts import NO_FACTS
+from samplers.model_facts import NO_FACTS, ModelFacts
 
 CONTEXT = 2  # tokens a distribution depends on
 
@@ -42,9 +42,11 @@ class FakeRunner:
     name = "torch"
     capabilities = frozenset({Capability.LOGIT_ROWS, Capability.FORK, Capability.PROMPT_LOGPROBS})
 
-    def __init__(self, vocab_size: int, max_model_len: int, ending: frozenset[int]) -> None:
+    def __init__(
+        self, vocab_size: int, max_model_len: int, ending: frozenset[int], facts: ModelFacts = NO_FACTS
+    ) -> None:
         self.vocab_size = vocab_size
-        self.facts = NO_FACTS
+        self.facts = facts
         self.max_model_len = max_model_len
         self._ending = ending
         self.behaviour = Behaviour()

@@ -12,6 +12,7 @@ from typing import Any
 
 import uvicorn
 
+from samplers.model_facts import ModelFacts
 from server.app import create_app
 from server.state import Limits, ServedModel, ServerState
 from server.text.codec import TextCodec
@@ -58,7 +59,7 @@ def fake_state(**options: Any) -> ServerState:
     models = [
         ServedModel(
             id=name,
-            runner=FakeRunner(4096, 512, eos),
+            runner=FakeRunner(4096, 512, eos, ModelFacts(codec.pieces(), codec.special_ids)),
             tokenizer=codec,
             created=1_700_000_000,
             presets=PRESETS if name == "drafthouse-tiny" else {},
