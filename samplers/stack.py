@@ -7,8 +7,7 @@ A stage, state or draw that raises or returns nonsense ends the rows that use it
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,51 +16,19 @@ from torch import Tensor
 
 from samplers.argmax import peaks
 from samplers.chain import Chain, Item
-from samplers.contract import Admission, Draw, Rows, Shape, Stage
+from samplers.contract import Admission, Rows, Shape
+from samplers.failures import Failures, emptied, failed, guarded, rows_of, tokens_of
 from samplers.memories import Memories, Slots
 from samplers.model_facts import NO_FACTS, ModelFacts
-from samplers.parameters import SlotParameters
 from samplers.recorder import Recorder
 from samplers.registry import DRAWS, STAGES
 from samplers.rng import GROUP_CHOICE, DrawBits, Noise, Stream
-from samplers.trace import TokenTrace
+from samplers.sampled import Sampled, joined
+from samplers.scheduled import Drawing, Scheduled
 
 log = logging.getLogger(__name__)
-Failures = dict[int, tuple[str, str]]  # row -> (code, message)
 _CACHED = 2**20  # elements of rows that a chain is run over at a time on a CPU
 FIXED, GREEDY = 0, 0  # order 0: the documented one; draw 0: argmax
-
-
-@dataclass
-class Sampled:
-    """One token per row. A failed row's token means nothing, but is a token."""
-
-    tokens: Tensor  # [R] int64
-    processed: Tensor  # [R, V] fp32, after the last stage
-    failures: Failures = field(default_factory=dict)
-    traces: dict[int, TokenTrace] = field(default_factory=dict)  # by row, of the slots that asked for it
-
-
-class _Scheduled:
-    """One stage with everything it keeps per slot."""
-
-    def __init__(self, stage: Stage, shape: Shape, memories: Memories) -> None:
-        self.stage = stage
-        self.state = stage.new_state(shape)
-        self.memory = memories.of(stage.name, self.state)
-        self.uses = np.zeros(shape.slots, bool)
-        self.users = 0  # slots that use it: most stages have none, and are passed over without looking at rows
-        self.parameters = SlotParameters(stage.params, shape.slots, shape.device)
-
-
-class _Drawing:
-    """One draw with everything it keeps per slot."""
-
-    def __init__(self, draw: Draw, shape: Shape, memories: Memories) -> None:
-        self.draw = draw
-        self.state = draw.new_state(shape)
-        self.memory = memories.of(draw.name, self.state)
-        self.parameters = SlotParameters(draw.params, shape.slots, shape.device)
 
 
 class SamplerStack:
@@ -71,8 +38,8 @@ class SamplerStack:
         shape = Shape(slots, vocab, device, model)
         self._memories = Memories(slots)
         by_order = sorted(STAGES, key=lambda stage: stage.order)
-        self._stages = {stage.name: _Scheduled(stage, shape, self._memories) for stage in by_order}
-        self._draws = [_Drawing(draw, shape, self._memories) for draw in DRAWS]
+        self._stages = {stage.name: Scheduled(stage, shape, self._memories) for stage in by_order}
+        self._draws = [Drawing(draw, shape, self._memories) for draw in DRAWS]
         self._draw_of = np.zeros(slots, np.int64)  # GREEDY or 1 + index into _draws
         # orders that clients chose are kept while a slot uses them, so there are never more than slots
         self._orders: list[tuple[str, ...]] = [tuple(self._stages)]
@@ -195,7 +162,7 @@ class SamplerStack:
         # whole chains over what fits into a processor's cache, which is up to three times as fast
         blocks = [slice(at, at + size) for at in range(0, count, size)]
         parts = [self._sample(logits[block], slots[block], positions[block]) for block in blocks]
-        return _joined(parts, [block.start for block in blocks])
+        return joined(parts, [block.start for block in blocks])
 
     def _sample(self, logits: Tensor, slots: Slots, positions: Slots) -> Sampled:
         recorder = self._recorder(logits, slots) if self._traced else None
@@ -219,7 +186,7 @@ class SamplerStack:
         finite = highest.abs() < torch.inf
         if not bool(finite.all()):
             for row in torch.nonzero(~finite).flatten().tolist():
-                failures.setdefault(row, _emptied(highest[row].item(), logits[row]))
+                failures.setdefault(row, emptied(highest[row].item(), logits[row]))
         draws = self._draw_of[slots]
         if not draws.any():
             return best
@@ -257,8 +224,8 @@ class SamplerStack:
         source = processed if among is None else processed[among]
         own = None if not draw.sees_raw else raw if among is None else raw[among]
         rows = Rows(torch.from_numpy(mine).to(device), torch.from_numpy(where).to(device), noise, own)
-        picked = self._guard(
-            lambda: _tokens_of(draw.pick(source, drawing.parameters.gather(rows.slots), rows, drawing.state), source),
+        picked = guarded(
+            lambda: tokens_of(draw.pick(source, drawing.parameters.gather(rows.slots), rows, drawing.state), source),
             draw.name,
             members,
             failures,
@@ -272,7 +239,7 @@ class SamplerStack:
         if not (bool(drawable.all()) and torch.equal(inside, picked)):
             wrong = members[(~drawable | (inside != picked)).cpu().numpy()].tolist()
             log.error("draw '%s' picked tokens that are masked or do not exist, in %d rows", draw.name, len(wrong))
-            failures.update(dict.fromkeys(wrong, _failed(draw.name)))
+            failures.update(dict.fromkeys(wrong, failed(draw.name)))
             picked = inside
         if whole:
             return picked
@@ -313,8 +280,8 @@ class SamplerStack:
             rows = Rows(torch.from_numpy(mine).to(device), torch.from_numpy(where).to(device), noise)
             index = None if whole else torch.from_numpy(members).to(device)
             source = logits if index is None else logits[index]
-            shaped = self._guard(
-                lambda scheduled=scheduled, source=source, rows=rows: _rows_of(
+            shaped = guarded(
+                lambda scheduled=scheduled, source=source, rows=rows: rows_of(
                     scheduled.stage.shape(source, scheduled.parameters.gather(rows.slots), rows, scheduled.state),
                     source,
                 ),
@@ -334,21 +301,11 @@ class SamplerStack:
                 logits[index] = shaped
         return logits
 
-    @staticmethod
-    def _guard(call: Callable[[], Tensor], name: str, members: Slots, failures: Failures) -> Tensor | None:
-        """The call's result; an exception fails its rows only."""
-        try:
-            return call()
-        except Exception:
-            log.exception("sampler '%s' failed", name)
-            failures.update(dict.fromkeys(members.tolist(), _failed(name)))
-            return None
-
     def _broken_rows(self, slots: Slots) -> Failures:
         broken = self._memories.broken
         if not broken:
             return {}
-        return {row: _failed(broken[slot]) for row, slot in enumerate(slots.tolist()) if slot in broken}
+        return {row: failed(broken[slot]) for row, slot in enumerate(slots.tolist()) if slot in broken}
 
     def _trace(self, slot: int, top: int) -> None:
         self._traced += int(top > 0) - int(self._trace_of[slot] > 0)
@@ -375,46 +332,5 @@ class SamplerStack:
         return index
 
 
-def _joined(parts: Sequence[Sampled], starts: Sequence[int]) -> Sampled:
-    """Consecutive blocks of rows as one."""
-    return Sampled(
-        torch.cat([part.tokens for part in parts]),
-        torch.cat([part.processed for part in parts]),
-        {at + row: why for at, part in zip(starts, parts, strict=True) for row, why in part.failures.items()},
-        {at + row: trace for at, part in zip(starts, parts, strict=True) for row, trace in part.traces.items()},
-    )
-
-
-def _rows_of(shaped: Any, source: Tensor) -> Tensor:
-    """What a stage returned, if it is what a stage has to return."""
-    if not isinstance(shaped, Tensor):
-        raise TypeError(f"a stage returned {type(shaped).__name__}")
-    if shaped.shape != source.shape or shaped.dtype != source.dtype or shaped.device != source.device:
-        raise TypeError(f"a stage returned {shaped.dtype} {tuple(shaped.shape)} on {shaped.device}")
-    return shaped.contiguous()
-
-
-def _tokens_of(picked: Any, source: Tensor) -> Tensor:
-    """What a draw returned, if it is what a draw has to return."""
-    if not isinstance(picked, Tensor):
-        raise TypeError(f"a draw returned {type(picked).__name__}")
-    if picked.shape != source.shape[:1] or picked.dtype != torch.int64 or picked.device != source.device:
-        raise TypeError(f"a draw returned {picked.dtype} {tuple(picked.shape)} on {picked.device}")
-    return picked
-
-
 def _share_memory(one: Tensor, other: Tensor) -> bool:
     return one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
-
-
-def _failed(name: str) -> tuple[str, str]:
-    return "internal_error", f"sampler '{name}' failed"
-
-
-def _emptied(peak: float, raw: Tensor) -> tuple[str, str]:
-    """Why nothing can be drawn from a row whose largest processed logit is `peak`. raw: [V]."""
-    if peak == -np.inf:
-        return "constraint_unsatisfiable", "the request's masks leave no token to draw"
-    if bool((raw < torch.inf).all()):
-        return "internal_error", "a sampler made a logit that is not a number"
-    return "internal_error", "the model gave a logit that is not a number"

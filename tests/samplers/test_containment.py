@@ -258,3 +258,16 @@ def test_orders_that_clients_choose_do_not_pile_up() -> None:
             kept = stack._orders[stack._order_of[slot % 3]]
             assert kept == ("min_tokens", *(item.name for item in chain.stages))
     assert len(stack._orders) <= 1 + 3
+
+
+def test_a_state_that_cannot_be_made_fails_the_requests_that_use_it(stage: Any) -> None:
+    def refuse(self: Any, shape: Any) -> Any:
+        raise RuntimeError("no room")
+
+    stage.new_state = refuse
+    stack = SamplerStack(2, VOCABULARY, CPU)
+    admit(stack, 0, {"temperature": 0.7})
+    with pytest.raises(RuntimeError, match="'faulty' could not be set up"):
+        admit(stack, 1, {"faulty": 1.0})
+    stack.free(1)
+    assert not stack.sample(rows(1), np.array([0]), np.zeros(1, np.int64)).failures
