@@ -18,10 +18,9 @@ _METHODS = ("check", "new_state")
 class Registry(Generic[T]):
     """Named items of one kind."""
 
-    def __init__(self, kind: str, group: str, methods: tuple[str, ...]) -> None:
+    def __init__(self, kind: str, group: str) -> None:
         self.kind = kind
         self._group = group  # entry-point group, loaded on first use
-        self._methods = (*_METHODS, *methods)
         self._items: dict[str, T] = {}
         self._loaded = False
 
@@ -55,24 +54,8 @@ class Registry(Generic[T]):
         name = getattr(item, "name", None)
         if not isinstance(name, str) or not name:
             raise ValueError(f"{item!r} has no name")
-        where = f"{self.kind} '{name}'"
-        for registry in (STAGES, DRAWS):
-            if name in registry._items:
-                raise ValueError(f"{where}: the name is taken by {_origin(registry._items[name])}")
-        missing = [method for method in self._methods if not callable(getattr(item, method, None))]
-        if missing:
-            raise ValueError(f"{where} lacks {', '.join(missing)}")
-        params = getattr(item, "params", None)
-        if not isinstance(params, tuple) or not all(isinstance(param, Param) for param in params):
-            raise ValueError(f"{where}: params must be a tuple of Param")
-        if self is STAGES and not isinstance(getattr(item, "order", None), (int, float)):
-            raise ValueError(f"{where}: order must be a number")
-        owners = {field: one for registry in (STAGES, DRAWS) for one in registry._items.values() for field in _of(one)}
-        for field in _of(item):
-            if field in RESERVED:
-                raise ValueError(f"{where}: no parameter can be called '{field}'")
-            if field in owners:
-                raise ValueError(f"{where}: the parameter '{field}' is taken by {_origin(owners[field])}")
+        if name in self._items:
+            raise ValueError(f"{self.kind} '{name}': the name is taken by {_origin(self._items[name])}")
 
     def _load(self) -> None:
         if self._loaded:
@@ -90,6 +73,35 @@ class Registry(Generic[T]):
                 log.warning("%s is not available: %s: %s", _package(entry), type(error).__name__, error)
 
 
+class SamplerRegistry(Registry[T]):
+    """Stages or draws: no name and no parameter occurs twice among all of them."""
+
+    def __init__(self, kind: str, group: str, methods: tuple[str, ...]) -> None:
+        super().__init__(kind, group)
+        self._methods = (*_METHODS, *methods)
+
+    def _check(self, item: Any) -> None:
+        super()._check(item)
+        where = f"{self.kind} '{item.name}'"
+        for registry in (STAGES, DRAWS):
+            if item.name in registry._items:
+                raise ValueError(f"{where}: the name is taken by {_origin(registry._items[item.name])}")
+        missing = [method for method in self._methods if not callable(getattr(item, method, None))]
+        if missing:
+            raise ValueError(f"{where} lacks {', '.join(missing)}")
+        params = getattr(item, "params", None)
+        if not isinstance(params, tuple) or not all(isinstance(param, Param) for param in params):
+            raise ValueError(f"{where}: params must be a tuple of Param")
+        if self is STAGES and not isinstance(getattr(item, "order", None), (int, float)):
+            raise ValueError(f"{where}: order must be a number")
+        owners = {field: one for registry in (STAGES, DRAWS) for one in registry._items.values() for field in _of(one)}
+        for field in _of(item):
+            if field in RESERVED:
+                raise ValueError(f"{where}: no parameter can be called '{field}'")
+            if field in owners:
+                raise ValueError(f"{where}: the parameter '{field}' is taken by {_origin(owners[field])}")
+
+
 def _of(item: Any) -> tuple[str, ...]:
     """Every field of an item."""
     return (*(param.name for param in item.params), *getattr(item, "structured", ()))
@@ -104,5 +116,7 @@ def _package(entry: EntryPoint) -> str:
     return f"'{entry.name}' ({entry.value}) of {owner}"
 
 
-STAGES: Registry[Stage] = Registry("sampler stage", "drafthouse.samplers", ("shape", "parse", "is_neutral"))
-DRAWS: Registry[Draw] = Registry("draw", "drafthouse.draws", ("pick",))
+STAGES: SamplerRegistry[Stage] = SamplerRegistry(
+    "sampler stage", "drafthouse.samplers", ("shape", "parse", "is_neutral")
+)
+DRAWS: SamplerRegistry[Draw] = SamplerRegistry("draw", "drafthouse.draws", ("pick",))

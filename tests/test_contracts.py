@@ -33,7 +33,7 @@ def test_third_parties_register_through_entry_points(monkeypatch: pytest.MonkeyP
     assert registry.get("plugin").name == "plugin" and "plugin" in registry
     with pytest.raises(SamplerError, match="unknown plugin 'x'; known: plugin"):
         registry.get("x", "sampler.name")
-    with pytest.raises(ValueError, match="twice"):
+    with pytest.raises(ValueError, match="taken"):
         registry.register(Plugin)
 
 

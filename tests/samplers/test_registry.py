@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from samplers.contract import Param, SamplerError
-from samplers.registry import DRAWS, STAGES, Registry
+from samplers.registry import DRAWS, STAGES, SamplerRegistry
 from samplers.stage import BaseDraw, BaseStage
 from tests.test_writing_a_sampler import lay_out
 
@@ -65,7 +65,7 @@ class Stage(BaseStage):
         return logits
 {rest}
 """
-HERE: Registry[Any] = Registry("sampler stage", "drafthouse.tests", ("shape",))
+HERE: SamplerRegistry[Any] = SamplerRegistry("sampler stage", "drafthouse.tests", ("shape",))
 
 
 def test_entry_points_with_and_without_the_decorator(
