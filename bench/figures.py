@@ -39,7 +39,7 @@ def draw_quality(quality: Quality, path: Path) -> None:
     variety.set(xlabel="NLL of the output, nats per token", ylabel="self-BLEU (lower: more varied)", title="Variety")
 
     for family, grid in (("top-p", quality.top_p), ("typical", quality.typical)):
-        points = sorted(((one["nll"], one["repeated_4"]) for one in grid.values()), key=lambda point: point[0].value)
+        points = [(one["nll"], one["repeated_4"]) for one in grid.values()]  # in the order of the parameter
         if points:
             xs, ys = [x.value for x, _ in points], [100 * y.value for _, y in points]
             sides = [[100 * side for side in part] for part in zip(*(_pair(y) for _, y in points), strict=True)]

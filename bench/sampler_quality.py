@@ -57,6 +57,18 @@ class Pair:
     ratio: Figure
 
 
+@dataclass(frozen=True)
+class BranchGap:
+    """Repeated 4-grams at equal NLL, typical minus top-p, on one side of typical sampling's lowest NLL.
+
+    Its NLL falls and rises again with the parameter: a small one keeps only tokens of middling probability. Joining
+    all settings by their NLL would mix the two sides, so each is a curve of its own.
+    """
+
+    settings: tuple[str, ...]
+    gap: Gap | None  # None: the two families have no NLL in common
+
+
 @dataclass
 class Quality:
     """Everything that was measured."""
@@ -67,7 +79,7 @@ class Quality:
     pairs: list[Pair] = field(default_factory=list)
     top_p: dict[str, dict[str, Figure]] = field(default_factory=dict)  # the grids, source measures only
     typical: dict[str, dict[str, Figure]] = field(default_factory=dict)
-    gap: Gap | None = None  # repeated 4-grams, typical minus top-p, at equal NLL
+    gaps: list[BranchGap] = field(default_factory=list)
 
 
 def source_prompts(tokenizer: Tokenizer, count: int, length: int) -> list[tuple[int, ...]]:
@@ -143,7 +155,7 @@ class Measuring:
         quality.top_p = {method.name: figures[method.name] for method in TOP_P_GRID if method.name in figures}
         quality.typical = {method.name: figures[method.name] for method in TYPICAL_GRID if method.name in figures}
         if len(quality.typical) > 1:
-            quality.gap = self._gap(source, quality)
+            quality.gaps = self._gaps(source, quality)
         return quality
 
     @staticmethod
@@ -186,11 +198,15 @@ class Measuring:
         return Pair(independent, arithmetic, figures, estimates.deviation_ratio(other, one, seed=3))
 
     @staticmethod
-    def _gap(source: dict[str, dict[str, Array]], quality: Quality) -> Gap | None:
-        def grid(names: dict[str, dict[str, Figure]]) -> tuple[Array, Array]:
-            return tuple(np.stack([source[name][measure] for name in names]) for measure in ("nll", "repeated_4"))  # type: ignore[return-value]
+    def _gaps(source: dict[str, dict[str, Array]], quality: Quality) -> list[BranchGap]:
+        def points(names: Sequence[str]) -> tuple[Array, Array]:
+            return np.stack([source[n]["nll"] for n in names]), np.stack([source[n]["repeated_4"] for n in names])
 
-        return estimates.gap_at_equal_x(grid(quality.typical), grid(quality.top_p), seed=4)
+        names = list(quality.typical)
+        turn = min(range(len(names)), key=lambda i: quality.typical[names[i]]["nll"].value)
+        base = points(list(quality.top_p))
+        sides = [side for side in (tuple(names[turn:]), tuple(names[: turn + 1])) if len(side) > 1]
+        return [BranchGap(side, estimates.gap_at_equal_x(points(side), base, seed=4)) for side in sides]
 
 
 _NONE = 10**6  # stands for "no answer"

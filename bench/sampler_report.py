@@ -9,7 +9,7 @@ from typing import Any
 from bench import estimates
 from bench.estimates import Figure
 from bench.sampler_cost import FREE, MIXED_TARGET, ROWS, SORT, TARGETS, Cost, Timing
-from bench.sampler_quality import PROBLEM_MEASURES, SOURCE_MEASURES, Pair, Quality
+from bench.sampler_quality import PROBLEM_MEASURES, SOURCE_MEASURES, BranchGap, Pair, Quality
 from bench.tables import markdown, spread
 
 _COLUMNS = {
@@ -99,23 +99,34 @@ def _gap(quality: Quality) -> list[str]:
         [name, figures["nll"].text(2), figures["repeated_4"].text(2, 100)]
         for name, figures in {**quality.top_p, **quality.typical}.items()
     ]
-    return [*lines, gap_sentence(quality), "", *markdown(header, rows)]
-
-
-def gap_sentence(quality: Quality) -> str:
-    """How the two families were compared, and the outcome."""
     how = (
         "Each family's mean share of repeated 4-grams is joined by straight lines over its mean NLL, and the two lines "
-        f"are compared at {estimates.GRID} evenly spaced NLLs of the range both cover; the interval resamples "
-        "prompts for both together."
+        f"are compared at {estimates.GRID} evenly spaced NLLs of the range both cover; the interval resamples prompts "
+        "for both together. Typical sampling has its lowest NLL at a middle parameter: the settings on each side of it "
+        "are a line of their own."
     )
-    if quality.gap is None:
-        return f"{how} The two ranges of NLL do not overlap: nothing can be said."
-    gap = quality.gap
-    return (
-        f"{how} From {gap.low:.2f} to {gap.high:.2f} nats, typical minus top-p is {gap.difference.text(2, 100)} "
-        f"points: fewer repetitions {verdict(gap.difference, below=0.0)}."
-    )
+    sides = ("side", "NLL both cover", "typical minus top-p, points", "fewer repetitions")
+    return [
+        *lines,
+        how,
+        "",
+        *markdown(sides, [_side(branch) for branch in quality.gaps]),
+        "",
+        *markdown(header, rows),
+    ]
+
+
+def _side(branch: BranchGap) -> list[str]:
+    name = f"{branch.settings[0]} to {branch.settings[-1]}"
+    if branch.gap is None:
+        return [name, "none", "-", "undecided"]
+    gap = branch.gap
+    return [
+        name,
+        f"{gap.low:.2f} to {gap.high:.2f}",
+        gap.difference.text(2, 100),
+        verdict(gap.difference, below=0.0),
+    ]
 
 
 def verdict(figure: Figure, below: float) -> str:
@@ -174,7 +185,6 @@ def quality_json(quality: Quality) -> dict[str, Any]:
             "lower_deviation": verdict(pair.ratio, below=1.0),
         }
 
-    gap = quality.gap
     return {
         "size": vars(quality.size),
         "interval": {"kind": "percentile bootstrap", "level": estimates.LEVEL, "resamples": estimates.RESAMPLES},
@@ -183,13 +193,16 @@ def quality_json(quality: Quality) -> dict[str, Any]:
         "pairs": [of(pair) for pair in quality.pairs],
         "top_p": table(quality.top_p),
         "typical": table(quality.typical),
-        "typical_minus_top_p": None
-        if gap is None
-        else {
-            "repeated_4": gap.difference.as_json(),
-            "nll": [round(gap.low, 4), round(gap.high, 4)],
-            "fewer_repetitions": verdict(gap.difference, below=0.0),
-        },
+        "typical_minus_top_p": [
+            {
+                "settings": branch.settings,
+                "repeated_4": branch.gap.difference.as_json(),
+                "nll": [round(branch.gap.low, 4), round(branch.gap.high, 4)],
+                "fewer_repetitions": verdict(branch.gap.difference, below=0.0),
+            }
+            for branch in quality.gaps
+            if branch.gap is not None
+        ],
     }
 
 
