@@ -46,7 +46,10 @@ def draw_quality(quality: Quality, path: Path) -> None:
             repeats.errorbar(xs, ys, yerr=sides, marker="o", ms=4, lw=1, capsize=2, label=family)
             repeats.legend()
     repeats.set(
-        xlabel="NLL of the output, nats per token", ylabel="repeated 4-grams, %", title="Repetition at equal NLL"
+        yscale="log",
+        xlabel="NLL of the output, nats per token",
+        ylabel="repeated 4-grams, %",
+        title="Repetition at equal NLL",
     )
 
     names = list(quality.rows)
