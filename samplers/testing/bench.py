@@ -6,6 +6,7 @@ Speaks of tokens: the world says which ids they have. Knows every slot's positio
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 import numpy as np
@@ -68,7 +69,8 @@ class Bench:
         rows = self.rows_of(slots, ahead)
         params = self.parameters.gather(rows.slots)
         if self.is_draw:
-            return cast(Draw, self.sampler).pick(ids, params, rows, self.state)
+            draw = cast(Draw, self.sampler)
+            return draw.pick(ids, params, replace(rows, raw=ids) if draw.sees_raw else rows, self.state)
         return cast(Stage, self.sampler).shape(ids, params, rows, self.state)
 
     def shape(self, rows: Tensor, slots: Sequence[int]) -> Tensor:

@@ -165,4 +165,4 @@ def test_the_smallest_memory_is_large_enough_to_check_the_replayed_forward() -> 
 
 
 def test_only_capabilities_that_a_request_can_reach_are_declared() -> None:
-    assert TorchRunner.capabilities == {Capability.FORK, Capability.PROMPT_LOGPROBS}
+    assert TorchRunner.capabilities == {Capability.FORK, Capability.PROMPT_LOGPROBS, Capability.SAMPLER_TRACE}
