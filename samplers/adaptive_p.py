@@ -12,16 +12,15 @@ from torch import Tensor
 
 from samplers.contract import Admission, Param, Rows, Shape, State
 from samplers.drawn import Scores
-from samplers.feedback import Feedback, truncating
+from samplers.feedback import Feedback, FeedbackStage
 from samplers.histories import Ids, host
 from samplers.registry import STAGES
-from samplers.stage import BaseStage
 
 PEAK, SHARPNESS, WIDTH = 5.0, 10.0, 0.3
 
 
 @STAGES.register
-class AdaptiveP(BaseStage):
+class AdaptiveP(FeedbackStage):
     """With a = clamp(2 target - average, 0, 1) and x = |p - a| / 0.3, logits become 5 - 10 x^2 / (1 + x)."""
 
     name = "adaptive_p"
@@ -30,10 +29,6 @@ class AdaptiveP(BaseStage):
         Param("adaptive_p", float, 0.0, low=0.0, high=1.0, low_open=True, high_open=True, also=(0.0,), default=0.5),
         Param("adaptive_decay", float, 0.9, low=0.0, high=1.0, high_open=True),
     )
-
-    @property
-    def excludes(self) -> frozenset[str]:  # type: ignore[override]  # stages of other packages are among them
-        return truncating() | {"mirostat"}
 
     def is_neutral(self, values: Mapping[str, Any]) -> bool:
         return values["adaptive_p"] == 0

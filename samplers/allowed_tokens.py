@@ -10,6 +10,7 @@ from torch import Tensor
 
 from samplers.contract import Admission, Rows, SamplerError, Shape, State
 from samplers.registry import STAGES
+from samplers.slot_table import SlotTable
 from samplers.stage import BaseStage, FixedState, token_ids
 
 
@@ -36,27 +37,15 @@ class AllowedTokens(BaseStage):
         return logits + state.table.index_select(0, rows.slots)
 
 
-class _Forbidden(FixedState):
-    """table [slots, V] of 0 and -inf for what must not be drawn, allocated on first use.
+class _Forbidden(FixedState, SlotTable):
+    """table [slots, V] of 0 and -inf for what must not be drawn.
 
     In bf16: half the memory of fp32, and on a CPU many times faster to add than a bool mask is to apply.
     """
 
-    def __init__(self, shape: Shape) -> None:
-        self._shape = shape
-        self._table: Tensor | None = None
-
-    @property
-    def table(self) -> Tensor:
-        if self._table is None:
-            size = (self._shape.slots, self._shape.vocab)
-            self._table = torch.zeros(size, dtype=torch.bfloat16, device=self._shape.device)
-        return self._table
+    dtype = torch.bfloat16
 
     def admit(self, slot: int, admission: Admission) -> None:
         row = self.table[slot]
         row.fill_(-torch.inf)
         row[list(admission.values["allowed_token_ids"])] = 0
-
-    def fork(self, parent: int, child: int) -> None:
-        self.table[child] = self.table[parent]

@@ -1,7 +1,4 @@
-"""What each slot's history holds: the states behind the penalties.
-
-Tables are allocated on first use: 150 k ids over 256 slots are 150 MB of counts that nobody may need.
-"""
+"""What each slot's history holds: the states behind the penalties."""
 
 from __future__ import annotations
 
@@ -13,38 +10,10 @@ from torch import Tensor
 
 from samplers.contract import Admission, Shape
 from samplers.histories import Histories, Ids, host
+from samplers.slot_table import SlotTable
 
 
-class _Table:
-    """table [slots, V], one row per slot."""
-
-    dtype: torch.dtype
-
-    def __init__(self, shape: Shape) -> None:
-        self._shape = shape
-        self._table: Tensor | None = None
-
-    @property
-    def table(self) -> Tensor:
-        if self._table is None:
-            size = (self._shape.slots, self._shape.vocab)
-            self._table = torch.zeros(size, dtype=self.dtype, device=self._shape.device)
-        return self._table
-
-    def snapshot(self, slot: int) -> Any:
-        return self.table[slot].clone()
-
-    def restore(self, slot: int, snapshot: Any) -> None:
-        self.table[slot].copy_(snapshot)
-
-    def fork(self, parent: int, child: int) -> None:
-        self.table[child].copy_(self.table[parent])
-
-    def free(self, slot: int) -> None:
-        """The next `admit` overwrites the row."""
-
-
-class OutputCounts(_Table):
+class OutputCounts(SlotTable):
     """table [slots, V] int32: how often each token was generated."""
 
     dtype = torch.int32
@@ -60,7 +29,7 @@ class OutputCounts(_Table):
         self.table[slots, tokens] += 1  # slots are distinct
 
 
-class Seen(_Table):
+class Seen(SlotTable):
     """table [slots, V] bool: which tokens occur in the scope: prompt and output or the output, or the last of them."""
 
     dtype = torch.bool

@@ -1,4 +1,4 @@
-"""Base of the states of samplers that steer by one number, moved by the probability of every drawn token."""
+"""What samplers have in common that steer by one number, moved by the probability of every drawn token."""
 
 from __future__ import annotations
 
@@ -11,6 +11,15 @@ from samplers.contract import Shape
 from samplers.drawn import DrawnScores, Scores
 from samplers.histories import Ids, host
 from samplers.registry import STAGES
+from samplers.stage import BaseStage
+
+
+class FeedbackStage(BaseStage):
+    """Follows the law it steers, so nothing else may cut or bend the row after temperature."""
+
+    @property
+    def excludes(self) -> frozenset[str]:  # type: ignore[override]  # stages of other packages are among them
+        return frozenset(stage.name for stage in STAGES if 10 <= stage.order < 19) - {self.name}
 
 
 class Feedback:
@@ -43,8 +52,3 @@ class Feedback:
 
     def free(self, slot: int) -> None:
         self.drawn.free(slot)
-
-
-def truncating() -> frozenset[str]:
-    """Names of the stages that cut or bend the row after temperature: orders 10 to 17 (samplers.md section 3)."""
-    return frozenset(stage.name for stage in STAGES if 10 <= stage.order < 18)

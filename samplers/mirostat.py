@@ -13,16 +13,15 @@ from torch import Tensor
 
 from samplers.contract import Admission, Param, Rows, Shape, State
 from samplers.drawn import Scores
-from samplers.feedback import Feedback, truncating
+from samplers.feedback import Feedback, FeedbackStage
 from samplers.histories import Ids, host
 from samplers.registry import STAGES
-from samplers.stage import BaseStage
 
 _BITS = math.log(2)
 
 
 @STAGES.register
-class Mirostat(BaseStage):
+class Mirostat(FeedbackStage):
     """mu starts at 2 tau; after each token mu -= eta (surprise - tau). The most probable token is always kept."""
 
     name = "mirostat"
@@ -32,10 +31,6 @@ class Mirostat(BaseStage):
         Param("mirostat_eta", float, 0.1, low=0.0, high=1.0, low_open=True),
         Param("mirostat_surprise", str, "original", choices=("original", "renormalised")),
     )
-
-    @property
-    def excludes(self) -> frozenset[str]:  # type: ignore[override]  # stages of other packages are among them
-        return truncating() | {"adaptive_p"}
 
     def is_neutral(self, values: Mapping[str, Any]) -> bool:
         return values["mirostat_tau"] == 0
