@@ -1,6 +1,6 @@
 """The contract between the engine's loop and the half that owns the model: a planned step in, drawn tokens out.
 
-Knows nothing about torch: rows are sequences, memory is pages. Everything here runs in the engine thread.
+Rows are sequences, memory is pages. Everything here runs in the engine thread.
 """
 
 from __future__ import annotations
@@ -9,10 +9,14 @@ from collections.abc import Sequence as Many
 from dataclasses import dataclass, field
 from typing import Protocol
 
+from torch import Tensor
+
 from engine.pages import Pages
-from engine.request import TokenScore
+from engine.request import DecodeRequest, TokenScore
 from engine.scheduler import Work
 from engine.sequence import Sequence
+from samplers.model_facts import ModelFacts
+from samplers.programs.rows import Rows
 from samplers.trace import TokenTrace
 
 
@@ -41,10 +45,22 @@ class Drawn:
 
 
 @dataclass(slots=True)
+class Row:
+    """What the model said after a branch of a program."""
+
+    sequence: Sequence
+    raw: Tensor  # [V] fp32
+    shaped: Tensor  # [V] fp32, after the request's stages
+    drawn: int  # the token its draw picked
+    failure: Failure | None = None
+
+
+@dataclass(slots=True)
 class StepResult:
     """Everything a step drew and scored."""
 
     drawn: list[Drawn] = field(default_factory=list)
+    rows: list[Row] = field(default_factory=list)
     prompt_scores: list[tuple[Sequence, int, list[TokenScore]]] = field(default_factory=list)  # (whose, from, scores)
     seconds: dict[str, float] = field(default_factory=dict)  # by part: build, forward, sample
 
@@ -53,6 +69,7 @@ class Executor(Protocol):
     """Owns the model, the KV memory behind `pages` and the sampler state of every slot."""
 
     pages: Pages
+    facts: ModelFacts
 
     def admit(self, sequence: Sequence) -> None:
         """Write a sequence's sampling parameters into its slot. Raises if they cannot be used."""
@@ -68,6 +85,10 @@ class Executor(Protocol):
         Raises OutOfDeviceMemory, or whatever the forward pass raises. No sampler state has changed then, but the
         keys and values of these works' sequences are lost.
         """
+        ...
+
+    def gather(self, request: DecodeRequest, rows: list[Row]) -> Rows:
+        """The rows of a program's branches in one piece, in this order."""
         ...
 
     def mend(self, sequence: Sequence) -> set[int]:

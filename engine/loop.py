@@ -17,10 +17,12 @@ from dataclasses import dataclass, field
 from engine.executor import Drawn, Executor, OutOfDeviceMemory, StepResult
 from engine.mailbox import Mailbox
 from engine.outbox import Outbox
+from engine.programs import Programs
 from engine.request import DecodeRequest, Finish, FinishReason
 from engine.runners.base import EngineFailed, Overloaded, Stats
 from engine.scheduler import Scheduler, Work
 from engine.sequence import ActiveRequest, Sequence, activate
+from samplers.failures import CONSTRAINT_UNSATISFIABLE
 
 log = logging.getLogger(__name__)
 FATAL_FAILURES = 3  # failed steps in a row after which the engine gives up
@@ -73,6 +75,7 @@ class EngineLoop:
         self._counters = _Counters()
         self._failures = 0
         self._outbox = Outbox()
+        self._programs = Programs(executor, scheduler, self._outbox, self._release, self._end)
         self._refresh_stats()
 
     # --- any thread -------------------------------------------------------------------------------------------
@@ -144,8 +147,14 @@ class EngineLoop:
             self._arrivals += 1
             self._live[message.request.id] = active
             self._counters.prompt_tokens += len(message.request.prompt_ids)
-            self._scheduler.add(active)
-        elif (aborted := self._live.get(message.request_id)) is not None:
+            if message.request.chain.program is None:
+                self._scheduler.add(active)
+            else:
+                self._programs.start(active)
+        elif (aborted := self._live.get(message.request_id)) is not None and aborted.family is not None:
+            if message.choice is None:  # a program ends its choices itself, at stop strings too
+                self._programs.finish(aborted, Finish(FinishReason.ABORT))
+        elif aborted is not None:
             for sequence in aborted.sequences:
                 if sequence.finish is None and message.choice in (None, sequence.choice):
                     self._finish(sequence, Finish(FinishReason.ABORT))
@@ -203,17 +212,21 @@ class EngineLoop:
             whole = sequence.computed // pages.page_size
             sequence.computed += work.count
             if sequence.computed // pages.page_size > whole:
-                pages.register(sequence.branch, sequence.tokens[: sequence.computed])
+                pages.register(sequence.branch, sequence.tokens[: min(sequence.computed, sequence.shareable)])
+            if sequence.active.family is not None:
+                sequence.active.family.computed += max(0, min(work.count, sequence.computed - sequence.prompt_length))
             self._scheduler.fork_followers(work)
         for sequence, first, scores in result.prompt_scores:
             known = sequence.active.prompt_scores
             assert known is not None
             known[first : first + len(scores)] = scores
-        failed = [one.sequence for one in result.drawn if one.failure is not None]
+        failures = [one for one in (*result.drawn, *result.rows) if one.failure is not None]
+        failed = [one.sequence for one in failures if one.failure.code != CONSTRAINT_UNSATISFIABLE]
         if failed:
             self._distrust(failed)
         for one in result.drawn:
             self._accept(one)
+        self._programs.answer(result.rows)
         for work in works:
             if work.sequence.active.request.max_tokens == 0 and work.sequence.needed == 0:
                 self._scored(work.sequence)
@@ -221,19 +234,22 @@ class EngineLoop:
     def _distrust(self, failed: list[Sequence]) -> None:
         """Where failed sequences had NaN cached, nobody may find it, and whoever shares it computes it again."""
         damaged: set[int] = set()
-        holders = failed + [sequence for sequence in self._scheduler.running if sequence not in failed]
+        scheduler = self._scheduler
+        holders = failed + [one for one in (*scheduler.running, *scheduler.parked) if one not in failed]
         for sequence in holders:
             if sequence.branch is None or (sequence not in failed and damaged.isdisjoint(sequence.branch.pages)):
                 continue
             damaged |= self._executor.mend(sequence)
-            self._scheduler.pages.forget(sequence.branch, damaged)
-            if sequence not in failed:
-                self._scheduler.preempt(sequence)
+            scheduler.pages.forget(sequence.branch, damaged)
+            if sequence in scheduler.parked:
+                scheduler.drop(sequence)
+            elif sequence not in failed:
+                scheduler.preempt(sequence)
 
     def _accept(self, one: Drawn) -> None:
         sequence = one.sequence
         request = sequence.active.request
-        delta = self._outbox.delta(sequence)
+        delta = self._outbox.delta(sequence.active, sequence.choice)
         if one.failure is not None:
             self._finish(sequence, Finish(FinishReason.ERROR, None, one.failure.code, one.failure.message))
             return
@@ -263,6 +279,9 @@ class EngineLoop:
     # --- failures
 
     def _fail(self, active: ActiveRequest, message: str) -> None:
+        if active.family is not None:
+            self._programs.finish(active, Finish(FinishReason.ERROR, None, "internal_error", message))
+            return
         for sequence in list(active.sequences):
             if sequence.finish is None:
                 self._finish(sequence, Finish(FinishReason.ERROR, None, "internal_error", message))
@@ -294,7 +313,7 @@ class EngineLoop:
 
     def _finish(self, sequence: Sequence, finish: Finish) -> None:
         sequence.finish = finish
-        self._outbox.delta(sequence).finish = finish
+        self._outbox.delta(sequence.active, sequence.choice).finish = finish
         self._release(sequence)
         active = sequence.active
         if active.followers and all(s.finish is not None or s in active.followers for s in active.sequences):
@@ -325,17 +344,18 @@ class EngineLoop:
 
     def _refresh_stats(self) -> None:
         scheduler, pages, counters = self._scheduler, self._scheduler.pages, self._counters
-        running = {id(sequence.active) for sequence in scheduler.running}
+        branches = (one for one in (*scheduler.parked, *scheduler.waiting) if one.branch is not None)
+        running = {id(sequence.active) for sequence in (*scheduler.running, *branches)}
         self.stats = Stats(
             requests_running=len(running),
             requests_waiting=len(self._live) - len(running),
-            queued_tokens=sum(sequence.prompt_length for sequence in scheduler.waiting),
+            queued_tokens=sum(sequence.prompt_length for sequence in scheduler.waiting if sequence.branch is None),
             kv_pages_total=pages.num_pages - 1,
             kv_pages_in_use=pages.in_use,
             kv_pages_cached=pages.cached,
             slots_total=scheduler.max_seqs,
             slots_in_use=scheduler.max_seqs - len(scheduler.free_slots),
-            generated_tokens=counters.generated_tokens,
+            generated_tokens=counters.generated_tokens + self._programs.generated_tokens,
             prompt_tokens=counters.prompt_tokens,
             cached_prompt_tokens=counters.cached_prompt_tokens,
             preemptions=scheduler.preemptions,

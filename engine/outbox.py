@@ -13,7 +13,7 @@ from collections.abc import Iterable
 
 from engine.mailbox import Mailbox, Parcel, deliver
 from engine.request import Delta, Output
-from engine.sequence import ActiveRequest, Sequence
+from engine.sequence import ActiveRequest
 
 log = logging.getLogger(__name__)
 
@@ -29,12 +29,12 @@ class Outbox:
         """The request's open output."""
         return self._open.setdefault(active.request.id, (active, Output()))[1]
 
-    def delta(self, sequence: Sequence) -> Delta:
-        """The part of its request's open output that belongs to this choice."""
-        deltas = self.output(sequence.active).deltas
-        delta = deltas.get(sequence.choice)
+    def delta(self, active: ActiveRequest, choice: int) -> Delta:
+        """The part of the request's open output that belongs to this choice."""
+        deltas = self.output(active).deltas
+        delta = deltas.get(choice)
         if delta is None:
-            delta = deltas[sequence.choice] = Delta(sequence.choice)
+            delta = deltas[choice] = Delta(choice)
         return delta
 
     def end(self, active: ActiveRequest) -> None:

@@ -6,8 +6,10 @@ every limit checked. Outputs are merged, never queued (`mailbox.py`).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any
 
 from samplers.chain import Chain
 from samplers.trace import TokenTrace
@@ -28,7 +30,7 @@ class DecodeRequest:
 
     id: str
     prompt_ids: tuple[int, ...]  # at least one; every id inside the vocabulary
-    chain: Chain  # resolved stages and draw, in executed order
+    chain: Chain  # resolved stages and draw, in executed order, and the program if there is one
     seed: int  # signed 64-bit
     max_tokens: int  # 0 only scores the prompt; prompt + max_tokens <= max_model_len
     n: int = 1
@@ -37,6 +39,7 @@ class DecodeRequest:
     min_tokens: int = 0
     eos_token_ids: frozenset[int] = frozenset()  # end a choice; empty under `ignore_eos`
     stop_token_ids: frozenset[int] = frozenset()  # likewise, named by the request
+    stops: tuple[bytes, ...] = ()  # stop strings, for programs: whoever reads a plain choice finds them in its text
     logprobs: int | None = None  # None: none; k: the token's and the top k of every generated token
     prompt_logprobs: int | None = None  # the same for prompt tokens (these are then computed once, cached or not)
     processed_logprobs: bool = False  # report the final row instead of the raw one
@@ -65,6 +68,7 @@ class Finish:
     stop_token_id: int | None = None  # the EOS or stop id that ended it (it is the last of `token_ids`)
     error_code: str | None = None  # with ERROR: 'constraint_unsatisfiable' or 'internal_error'
     message: str = ""
+    details: Mapping[str, Any] = field(default_factory=dict)  # what a program says about the choice
 
 
 @dataclass
@@ -95,6 +99,8 @@ class Output:
     prompt_scores: list[TokenScore | None] | None = None  # per prompt token, first None
     cached_tokens: int = 0  # prompt tokens served from the prefix cache
     scored: bool = False  # a request with max_tokens 0 is complete
+    absent: int = 0  # choices, the last ones, that a program did not find
+    report: Mapping[str, Any] | None = None  # what a program says about the whole request, when it has ended
 
     def absorb(self, later: Output) -> None:
         """Merge a later output into this one."""
@@ -107,3 +113,5 @@ class Output:
             self.prompt_scores = later.prompt_scores
         self.cached_tokens = max(self.cached_tokens, later.cached_tokens)
         self.scored = self.scored or later.scored
+        self.absent = max(self.absent, later.absent)
+        self.report = later.report or self.report

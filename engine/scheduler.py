@@ -42,6 +42,8 @@ class Scheduler:
         self.max_seqs = max_seqs
         self.running: list[Sequence] = []  # admission order
         self.waiting: list[Sequence] = []  # by Sequence.key; preempted ones keep their slot
+        # branches whose program has their row and has not asked for another: pages and slots are theirs until needed
+        self.parked: list[Sequence] = []
         self.free_slots = list(range(max_seqs - 1, -1, -1))
         self.preemptions = 0
         self._usual_output = 0.0  # running mean of the tokens that ended sequences had generated
@@ -53,6 +55,17 @@ class Scheduler:
         """The leader ended before its prompt was computed: queue the first of its followers instead."""
         leader = active.followers.pop(0)
         self._wait(leader)
+
+    def ask(self, sequence: Sequence) -> None:
+        """A program wants the next row of this branch."""
+        if sequence in self.parked:
+            self.parked.remove(sequence)
+        self._wait(sequence)
+
+    def park(self, sequence: Sequence) -> None:
+        """The row has been computed."""
+        (self.running if sequence in self.running else self.waiting).remove(sequence)
+        self.parked.append(sequence)
 
     def has_work(self) -> bool:
         return bool(self.running or self.waiting)
@@ -98,7 +111,7 @@ class Scheduler:
 
     def finish(self, sequence: Sequence) -> None:
         """Give back everything a sequence holds, wherever it is; harmless when repeated."""
-        for queue in (self.running, self.waiting, sequence.active.followers):
+        for queue in (self.running, self.waiting, self.parked, sequence.active.followers):
             if sequence in queue:
                 queue.remove(sequence)
         if sequence.branch is not None:
@@ -107,19 +120,23 @@ class Scheduler:
         if sequence.slot is not None:
             self.free_slots.append(sequence.slot)
             sequence.slot = None
-            if sequence.position:
+            if sequence.position and sequence.active.family is None:
                 usual = self._usual_output or sequence.position
                 self._usual_output = usual + USUAL_WEIGHT * (sequence.position - usual)
 
     def preempt(self, sequence: Sequence) -> None:
         """Release the pages (registered ones stay cached) and wait again, keeping slot, tokens and position."""
         self.running.remove(sequence)
+        self.drop(sequence)
+        self.preemptions += 1
+        self._wait(sequence)
+
+    def drop(self, sequence: Sequence) -> None:
+        """Release the pages: what they held is computed again when it is needed."""
         assert sequence.branch is not None
         self.pages.release(sequence.branch)
         sequence.branch = None
         sequence.computed = 0
-        self.preemptions += 1
-        self._wait(sequence)
 
     def halve(self, works: list[Work]) -> bool:
         """A planned step was too large for the device: its sequences wait again, steps get half as large.
@@ -141,47 +158,74 @@ class Scheduler:
     def _make_room(self, sequence: Sequence, take: int) -> bool:
         """Preempt later sequences until `take` tokens fit. False: `sequence` itself had to go."""
         while self.pages.pages_needed(sequence.branch, take) > self.pages.available():
+            if self._drop_parked(sequence):
+                continue
             victim = self.running[-1]
             self.preempt(victim)
             if victim is sequence:
                 return False
         return True
 
+    def _drop_parked(self, needing: Sequence) -> bool:
+        """Drop the parked branch that matters least: of the latest request, or of the one in need. False: there is none
+        to drop."""
+        held = [one for one in self.parked if one.branch is not None]
+        held = [one for one in held if one.active is needing.active or one.key > needing.key]
+        if held:
+            self.drop(max(held, key=lambda one: one.key))
+        return bool(held)
+
+    def _take_slot(self) -> int | None:
+        """A free slot, else that of a parked branch, which gets its parameters written anew when it next runs."""
+        if self.free_slots:
+            return self.free_slots.pop()
+        holder = next((one for one in reversed(self.parked) if one.slot is not None), None)
+        if holder is None:
+            return None
+        slot, holder.slot, holder.admitted = holder.slot, None, False
+        return slot
+
     def _reserve(self, sequence: Sequence, take: int) -> Work:
         self.pages.append(sequence.branch, take)
         return Work(sequence, take)
 
     def _next_waiting(self) -> Sequence | None:
-        """The first that could run: when no slot is free, a preempted one that still holds its own."""
-        if self.free_slots:
+        """The first that could run: when no slot is to be had, one that still holds its own."""
+        if self.free_slots or any(one.slot is not None for one in self.parked):
             return self.waiting[0]
         return next((sequence for sequence in self.waiting if sequence.slot is not None), None)
 
     def _admit(self, sequence: Sequence, budget: int) -> Work | None:
-        active, request = sequence.active, sequence.active.request
-        namespace = self.namespace + request.cache_salt.encode()
-        branch = self.pages.new_branch(namespace, self._expected_length(sequence))
-        cached = 0
-        if not active.unscored:
-            cached = self.pages.attach_prefix(branch, sequence.tokens)
-        take = min(len(sequence.tokens) - cached, budget, self.chunk)
-        try:
-            self.pages.append(branch, take)
-        except OutOfPages:
-            self.pages.release(branch)
-            return None
+        active = sequence.active
+        resumed = sequence.branch is not None  # a branch that has its pages still
+        if not resumed:
+            namespace = self.namespace + active.request.cache_salt.encode()
+            sequence.branch = self.pages.new_branch(namespace, self._expected_length(sequence))
+            if not active.unscored:
+                sequence.computed = self.pages.attach_prefix(sequence.branch, sequence.tokens[: sequence.shareable])
+        take = min(sequence.needed, budget, self.chunk)
+        while True:
+            try:
+                self.pages.append(sequence.branch, take)
+                break
+            except OutOfPages:
+                if self._drop_parked(sequence):
+                    continue
+                if not resumed:
+                    self.drop(sequence)
+                return None
         self.waiting.remove(sequence)
-        sequence.branch, sequence.computed = branch, cached
         if sequence.slot is None:  # else it has been preempted and finds what it has computed itself
-            sequence.slot = self.free_slots.pop()
-            active.cached_tokens = max(active.cached_tokens, cached)
+            sequence.slot = self._take_slot()
+            if sequence.position == len(active.request.begun):
+                active.cached_tokens = max(active.cached_tokens, sequence.computed)
         self.running.append(sequence)
         return Work(sequence, take)
 
     def _expected_length(self, sequence: Sequence) -> int:
         """A hint for the page allocator: few answers are twice as long as usual, and many requests name no limit."""
         output = sequence.active.request.max_tokens
-        if self._usual_output:
+        if self._usual_output and sequence.active.family is None:
             output = min(output, math.ceil(2 * self._usual_output))
         return max(sequence.prompt_length + output, len(sequence.tokens))
 

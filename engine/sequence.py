@@ -1,26 +1,36 @@
-"""State of one choice while it lives in the engine. Plain data, no torch; owned by the engine thread."""
+"""State of one choice, or of one branch of a program, while it lives in the engine. Owned by the engine thread."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from engine.mailbox import Mailbox
 from engine.pages import Branch
 from engine.request import DecodeRequest, Finish, TokenScore
+from samplers.programs.branch import Mixture
+from samplers.rng import Stream
+
+if TYPE_CHECKING:
+    from engine.family import Family
 
 
 @dataclass(eq=False, slots=True)
 class Sequence:
-    """One choice. `tokens` are known ids, of which the first `computed` have their KV cached."""
+    """One choice or branch. `tokens` are known ids, of which the first `computed` have their KV cached."""
 
     active: ActiveRequest
-    choice: int  # 0-based within the request
+    choice: int  # 0-based within the request; of a branch: in order of creation
     tokens: list[int]
+    stream: Stream  # its random numbers
     computed: int = 0
     branch: Branch | None = None  # page table; None while nothing is cached
     slot: int | None = None  # parameter slot, kept through preemption until the end
     admitted: bool = False  # its parameters have been written into the slot
     finish: Finish | None = None
+    # of a branch
+    heard: int = 0  # output tokens that the sampler state in its slot knows of
+    mixtures: dict[int, Mixture] = field(default_factory=dict)  # in place of the tokens at these indices
 
     @property
     def prompt_length(self) -> int:
@@ -37,6 +47,11 @@ class Sequence:
         return len(self.tokens) - self.computed
 
     @property
+    def shareable(self) -> int:
+        """Tokens before anything that is not one: what the prefix cache may know of."""
+        return min(self.mixtures, default=len(self.tokens))
+
+    @property
     def key(self) -> tuple[int, int, int]:
         """Order of service: priority, then arrival, then choice."""
         return self.active.request.priority, self.active.arrival, self.choice
@@ -49,7 +64,8 @@ class ActiveRequest:
     request: DecodeRequest
     mailbox: Mailbox
     arrival: int
-    sequences: list[Sequence] = field(default_factory=list)
+    sequences: list[Sequence] = field(default_factory=list)  # of a program: the branches it has not released
+    family: Family | None = None  # runs the request's program
     followers: list[Sequence] = field(default_factory=list)  # choices that wait to fork off the computed prompt
     prompt_scores: list[TokenScore | None] | None = None  # filled chunk by chunk
     cached_tokens: int = 0
@@ -68,7 +84,10 @@ class ActiveRequest:
 def activate(request: DecodeRequest, mailbox: Mailbox, arrival: int) -> ActiveRequest:
     """A request's sequences: the first leads, the others follow it until the prompt has been computed once."""
     active = ActiveRequest(request, mailbox, arrival)
-    active.sequences = [Sequence(active, i, [*request.prompt_ids, *request.begun]) for i in range(request.n)]
+    active.sequences = [
+        Sequence(active, i, [*request.prompt_ids, *request.begun], Stream(request.seed, request.first_choice + i))
+        for i in range(request.n)
+    ]
     active.followers = active.sequences[1:]
     if request.prompt_logprobs is not None:
         active.prompt_scores = [None] * len(request.prompt_ids)

@@ -38,6 +38,7 @@ class Arithmetic(BaseDraw):
         Param("vocab_order", str, "id", choices=ORDERS),
     )
     shared_noise = True  # equal prefixes must see equal rows, or the strata would not be strata of one distribution
+    resumable = False
 
     def new_state(self, shape: Shape) -> State:
         return Codes(shape.slots)

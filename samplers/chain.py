@@ -1,4 +1,5 @@
-"""Turns the sampling fields of a request into one resolved, ordered chain of stages and a draw."""
+"""Turns the sampling fields of a request into one resolved, ordered chain of stages and a draw, run by a program or by
+itself."""
 
 from __future__ import annotations
 
@@ -8,9 +9,11 @@ from typing import Any, cast
 
 from samplers.contract import Draw, SamplerError, Stage
 from samplers.model_facts import NO_FACTS, ModelFacts
+from samplers.programs.contract import PROGRAMS, Program
 from samplers.registry import DRAWS, STAGES
 from samplers.temperature import GREEDY_BELOW
 
+Owner = Stage | Draw | Program
 MAX_ITEMS = 16
 DEFAULT_DRAW = "iid"
 INTERNAL = frozenset({"min_tokens"})  # scheduled by the stack from the request's limits, not named in a chain
@@ -19,7 +22,7 @@ _BEHIND_XTC = 17.5
 
 @dataclass(frozen=True)
 class Item:
-    """One resolved stage or draw with every parameter filled in."""
+    """One resolved stage, draw or program with every parameter filled in."""
 
     name: str
     values: Mapping[str, Any]
@@ -37,6 +40,7 @@ class Chain:
     greedy: bool  # temperature below 1e-5: argmax after the stages that run in greedy mode
     given_order: bool = False  # the listed order was asked for; otherwise stages run by their `order`
     neutral: tuple[Item, ...] = ()  # named by the request, but at values that change nothing: not executed
+    program: Item | None = None  # decodes the request; None: every choice is drawn token by token
 
     def report(self, below: Collection[str] = ()) -> list[dict[str, Any]]:
         """The `drafthouse.sampler` value: executed items, every default filled in. Sent back, it resolves to this.
@@ -47,8 +51,10 @@ class Chain:
         items = [item.report() for item in self.neutral if any(field in below for field in item.values)]
         items += [item.report() for item in self.stages]
         if self.greedy:
-            return [*items, {"name": "temperature", "temperature": 0.0}]
-        return [*items, self.draw.report()]
+            items.append({"name": "temperature", "temperature": 0.0})
+        elif self.program is None or PROGRAMS.get(self.program.name).draws:
+            items.append(self.draw.report())
+        return items if self.program is None else [*items, self.program.report()]
 
 
 def resolve(fields: Mapping[str, Any], vocab_size: int, model: ModelFacts = NO_FACTS) -> Chain:
@@ -62,7 +68,10 @@ def resolve(fields: Mapping[str, Any], vocab_size: int, model: ModelFacts = NO_F
     temperature_last = given.pop("temperature_last", False)
     if not isinstance(temperature_last, bool):
         raise SamplerError("'temperature_last' must be true or false", "temperature_last")
-    values, listed, draw = _listed(given.pop("sampler", None), vocab_size)
+    values, listed, draw, program = _listed(given.pop("sampler", None), vocab_size, model)
+    if program is not None and (temperature := PROGRAMS.get(program.name).default_temperature) is not None:
+        if "temperature" not in values:
+            given.setdefault("temperature", temperature)
     flat_draw = given.pop("draw", None)
     if flat_draw is not None:
         chosen = _draw(flat_draw, "draw")
@@ -95,6 +104,8 @@ def resolve(fields: Mapping[str, Any], vocab_size: int, model: ModelFacts = NO_F
             for param in other.params:
                 if param.name in one.excludes and values[other.name][param.name] != param.neutral:
                     raise SamplerError(f"'{one.name}' cannot be combined with '{param.name}'", param.name)
+        if program is not None and not one.resumable:
+            raise SamplerError(f"'{program.name}' cannot be combined with '{one.name}'", _fields(one)[0])
     active = [stage for stage in asked if stage.in_greedy or not greedy]
     active.sort(key=lambda stage: _place(stage, temperature_last))
     if given_order:
@@ -102,7 +113,8 @@ def resolve(fields: Mapping[str, Any], vocab_size: int, model: ModelFacts = NO_F
     stages = tuple(Item(stage.name, values[stage.name]) for stage in active)
     off = [name for name in values if name not in DRAWS and STAGES.get(name).is_neutral(values[name])]
     neutral = tuple(Item(name, values[name]) for name in off)
-    return Chain(stages, Item(draw.name, values[draw.name]), greedy, given_order or temperature_last, neutral)
+    drawing = Item(draw.name, values[draw.name])
+    return Chain(stages, drawing, greedy, given_order or temperature_last, neutral, program)
 
 
 def flat_names() -> set[str]:
@@ -128,10 +140,12 @@ def _in_list_order(active: list[Stage], listed: list[str], temperature_last: boo
     return result
 
 
-def _listed(sampler: Any, vocab: int) -> tuple[dict[str, dict[str, Any]], list[str], Draw | None]:
-    """(values by name, names in list order, the draw) of the `sampler` field."""
+def _listed(
+    sampler: Any, vocab: int, model: ModelFacts
+) -> tuple[dict[str, dict[str, Any]], list[str], Draw | None, Item | None]:
+    """(values of stages and draw by name, names in list order, the draw, the program) of the `sampler` field."""
     if sampler is None:
-        return {}, [], None
+        return {}, [], None, None
     single = not isinstance(sampler, list)
     items = [sampler] if single else sampler
     if len(items) > MAX_ITEMS:
@@ -139,6 +153,7 @@ def _listed(sampler: Any, vocab: int) -> tuple[dict[str, dict[str, Any]], list[s
     values: dict[str, dict[str, Any]] = {}
     listed: list[str] = []
     draw: Draw | None = None
+    program: Item | None = None
     for i, item in enumerate(items):
         path = "sampler" if single else f"sampler[{i}]"
         if isinstance(item, str):
@@ -155,6 +170,8 @@ def _listed(sampler: Any, vocab: int) -> tuple[dict[str, dict[str, Any]], list[s
             if draw is not None:
                 raise SamplerError(f"'{path}.name': '{draw.name}' and '{name}' are both draws", f"{path}.name")
             draw = DRAWS.get(name)
+        if name in PROGRAMS and program is not None:
+            raise SamplerError(f"'{path}.name': '{program.name}' and '{name}' are both programs", f"{path}.name")
         chosen = _when_named(owner)
         for key, value in item.items():
             if key == "name" or value is None:
@@ -162,42 +179,47 @@ def _listed(sampler: Any, vocab: int) -> tuple[dict[str, dict[str, Any]], list[s
             if key not in _fields(owner):
                 known = ", ".join(_fields(owner)) or "none"
                 raise SamplerError(f"'{path}.{key}' is not a parameter of {name}; known: {known}", f"{path}.{key}")
-            chosen[key] = _parse(owner, key, value, f"{path}.{key}", vocab)
+            chosen[key] = _parse(owner, key, value, f"{path}.{key}", model if name in PROGRAMS else vocab)
         for field in _fields(owner):
             if field not in chosen:
                 raise SamplerError(f"'{path}.{field}' is required", f"{path}.{field}")
-        values[name] = chosen
         listed.append(name)
-    return values, listed, draw
+        if name in PROGRAMS:
+            program = Item(name, chosen)
+        else:
+            values[name] = chosen
+    return values, listed, draw, program
 
 
-def _named(name: str, path: str) -> Stage | Draw:
-    """The stage or draw a chain's item names."""
-    if name in DRAWS:
-        return DRAWS.get(name)
+def _named(name: str, path: str) -> Owner:
+    """The stage, draw or program a chain's item names."""
+    for registry in (DRAWS, PROGRAMS):
+        if name in registry:
+            return registry.get(name)
     if name in STAGES and name not in INTERNAL:
         return STAGES.get(name)
-    known = sorted([stage.name for stage in _public()] + [draw.name for draw in DRAWS])
+    known = sorted([stage.name for stage in _public()] + [one.name for one in (*DRAWS, *PROGRAMS)])
     raise SamplerError(f"unknown sampler '{name}'; known: {', '.join(known)}", path)
 
 
-def _fields(owner: Stage | Draw) -> tuple[str, ...]:
+def _fields(owner: Owner) -> tuple[str, ...]:
     return (*(param.name for param in owner.params), *getattr(owner, "structured", ()))
 
 
-def _neutral(owner: Stage | Draw) -> dict[str, Any]:
+def _neutral(owner: Owner) -> dict[str, Any]:
     return {**getattr(owner, "structured_defaults", {}), **{param.name: param.neutral for param in owner.params}}
 
 
-def _when_named(owner: Stage | Draw) -> dict[str, Any]:
+def _when_named(owner: Owner) -> dict[str, Any]:
     return {**getattr(owner, "structured_defaults", {}), **{param.name: param.when_named for param in owner.params}}
 
 
-def _parse(owner: Stage | Draw, field: str, value: Any, path: str, vocab: int) -> Any:
+def _parse(owner: Owner, field: str, value: Any, path: str, known: int | ModelFacts) -> Any:
+    """`known`: what the owner's own fields are checked against: a program's the model, a stage's its vocabulary."""
     for param in owner.params:
         if param.name == field:
             return param.check(value, path)
-    return cast(Stage, owner).parse(field, value, path, vocab)  # draws have no other fields
+    return cast(Any, owner).parse(field, value, path, known)  # draws have no other fields
 
 
 def _draw(name: Any, path: str) -> Draw:

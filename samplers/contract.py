@@ -158,6 +158,7 @@ class Stage(Protocol):
     structured_defaults: ClassVar[Mapping[str, Any]]  # of those that a request may leave out
     in_greedy: ClassVar[bool]  # runs at temperature 0 as well (masks, bias, penalties)
     excludes: ClassVar[frozenset[str]]  # stages and draws that cannot be in one chain with it
+    resumable: ClassVar[bool]  # its state in a slot is a function of the tokens so far
 
     def parse(self, field: str, value: Any, path: str, vocab: int) -> Any:
         """The checked value of a structured field, for a vocabulary of `vocab` ids. Raises SamplerError."""
@@ -187,6 +188,7 @@ class Draw(Protocol):
     shared_noise: ClassVar[bool]  # the stages before it get one random stream for all choices of a request
     sees_raw: ClassVar[bool]  # needs `Rows.raw`
     excludes: ClassVar[frozenset[str]]  # stages, and parameters of stages, that cannot be in one chain with it
+    resumable: ClassVar[bool]  # as of stages
 
     def check(self, values: Mapping[str, Any], model: ModelFacts) -> None:
         """Raises SamplerError for values that exclude each other or that this model cannot honour."""

@@ -13,6 +13,7 @@ from torch import Tensor
 from samplers.memories import Slots
 
 log = logging.getLogger(__name__)
+CONSTRAINT_UNSATISFIABLE = "constraint_unsatisfiable"  # the request's own masks leave nothing to draw
 Failures = dict[int, tuple[str, str]]  # row -> (code, message)
 
 
@@ -51,7 +52,7 @@ def failed(name: str) -> tuple[str, str]:
 def emptied(peak: float, raw: Tensor) -> tuple[str, str]:
     """Why nothing can be drawn from a row whose largest processed logit is `peak`. raw: [V]."""
     if peak == -np.inf:
-        return "constraint_unsatisfiable", "the request's masks leave no token to draw"
+        return CONSTRAINT_UNSATISFIABLE, "the request's masks leave no token to draw"
     if bool((raw < torch.inf).all()):
         return "internal_error", "a sampler made a logit that is not a number"
     return "internal_error", "the model gave a logit that is not a number"

@@ -17,6 +17,8 @@ from samplers.stage import BaseStage
 class FeedbackStage(BaseStage):
     """Follows the law it steers, so nothing else may cut or bend the row after temperature."""
 
+    resumable = False
+
     @property
     def excludes(self) -> frozenset[str]:  # type: ignore[override]  # stages of other packages are among them
         return frozenset(stage.name for stage in STAGES if 10 <= stage.order < 19) - {self.name}

@@ -5,14 +5,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from importlib.metadata import EntryPoint, entry_points
-from typing import Any, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 from samplers.contract import Draw, Param, SamplerError, Stage
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 RESERVED = frozenset({"name", "sampler", "sampler_order", "temperature_last", "draw"})  # fields of the chain itself
-_METHODS = ("check", "new_state")
 
 
 class Registry(Generic[T]):
@@ -73,17 +72,20 @@ class Registry(Generic[T]):
                 log.warning("%s is not available: %s: %s", _package(entry), type(error).__name__, error)
 
 
-class SamplerRegistry(Registry[T]):
-    """Stages or draws: no name and no parameter occurs twice among all of them."""
+class ItemRegistry(Registry[T]):
+    """What a chain's items may name: no name occurs twice among all registries of this kind."""
+
+    _all: ClassVar[list[ItemRegistry[Any]]] = []
 
     def __init__(self, kind: str, group: str, methods: tuple[str, ...]) -> None:
         super().__init__(kind, group)
-        self._methods = (*_METHODS, *methods)
+        self._methods = methods
+        self._all.append(self)
 
     def _check(self, item: Any) -> None:
         super()._check(item)
         where = f"{self.kind} '{item.name}'"
-        for registry in (STAGES, DRAWS):
+        for registry in self._all:
             if item.name in registry._items:
                 raise ValueError(f"{where}: the name is taken by {_origin(registry._items[item.name])}")
         missing = [method for method in self._methods if not callable(getattr(item, method, None))]
@@ -92,6 +94,14 @@ class SamplerRegistry(Registry[T]):
         params = getattr(item, "params", None)
         if not isinstance(params, tuple) or not all(isinstance(param, Param) for param in params):
             raise ValueError(f"{where}: params must be a tuple of Param")
+
+
+class SamplerRegistry(ItemRegistry[T]):
+    """Stages or draws: no parameter occurs twice among all of them, for each is a flat field too."""
+
+    def _check(self, item: Any) -> None:
+        super()._check(item)
+        where = f"{self.kind} '{item.name}'"
         if self is STAGES and not isinstance(getattr(item, "order", None), (int, float)):
             raise ValueError(f"{where}: order must be a number")
         owners = {field: one for registry in (STAGES, DRAWS) for one in registry._items.values() for field in _of(one)}
@@ -117,6 +127,6 @@ def _package(entry: EntryPoint) -> str:
 
 
 STAGES: SamplerRegistry[Stage] = SamplerRegistry(
-    "sampler stage", "drafthouse.samplers", ("shape", "parse", "is_neutral")
+    "sampler stage", "drafthouse.samplers", ("check", "new_state", "shape", "parse", "is_neutral")
 )
-DRAWS: SamplerRegistry[Draw] = SamplerRegistry("draw", "drafthouse.draws", ("pick",))
+DRAWS: SamplerRegistry[Draw] = SamplerRegistry("draw", "drafthouse.draws", ("check", "new_state", "pick"))

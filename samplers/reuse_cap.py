@@ -32,6 +32,7 @@ class ReuseCap(BaseStage):
         Param("reuse_min_match", int, 12, low=1, high=256),
     )
     in_greedy = True
+    resumable = False  # it knows how probable each token was
 
     def is_neutral(self, values: Mapping[str, Any]) -> bool:
         return values["reuse_cap"] == 0

@@ -18,6 +18,30 @@ def descending(logits: Tensor) -> Tensor:
     return logits.sort(1, descending=True).values
 
 
+def highest(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """(values [R, k], ids [R, k]) of the k largest entries of each row [R, V], descending, equals by ascending id."""
+    found, ids = values.topk(k, 1)
+    # topk leaves the choice among entries tied with the last of them open: rows where it had a choice are mended
+    last = found[:, -1:]
+    tied = values == last
+    chosen_among = tied.sum(1) > (found == last).sum(1)
+    if bool(chosen_among.any()):
+        ids[chosen_among] = _lowest_of_tied(found[chosen_among], ids[chosen_among], tied[chosen_among])
+    ids, by_id = ids.sort(1)
+    found, by_value = found.gather(1, by_id).sort(dim=1, descending=True, stable=True)
+    return found, ids.gather(1, by_value)
+
+
+def _lowest_of_tied(values: Tensor, ids: Tensor, tied: Tensor) -> Tensor:
+    """ids [R, k] with those tied with the last value replaced by the lowest such ids. tied: [R, V] bool."""
+    count = tied.shape[1]
+    every = torch.where(tied, torch.arange(count, device=tied.device), count)
+    lowest = every.topk(ids.shape[1], 1, largest=False, sorted=True).values
+    last = values == values[:, -1:]
+    place = (last.cumsum(1) - 1).clamp(min=0)  # values descend, so the tied ones are the last columns
+    return torch.where(last, lowest.gather(1, place), ids)
+
+
 def log_total_and_entropy(logits: Tensor) -> tuple[Tensor, Tensor]:
     """(ln sum exp, Shannon entropy in nats) of each row, masked tokens left out. logits: [R, V] -> two [R, 1] fp64."""
     peak = logits.amax(1, keepdim=True)

@@ -22,6 +22,7 @@ class BaseStage:
     structured_defaults: ClassVar[Mapping[str, Any]] = MappingProxyType({})
     in_greedy: ClassVar[bool] = False
     excludes: ClassVar[frozenset[str]] = frozenset()
+    resumable: ClassVar[bool] = True
 
     def parse(self, field: str, value: Any, path: str, vocab: int) -> Any:
         raise SamplerError(f"'{path}' is not a field of {self.name}", path)
@@ -46,6 +47,7 @@ class BaseDraw:
     shared_noise: ClassVar[bool] = False
     sees_raw: ClassVar[bool] = False
     excludes: ClassVar[frozenset[str]] = frozenset()
+    resumable: ClassVar[bool] = True
 
     def check(self, values: Mapping[str, Any], model: ModelFacts) -> None:
         """Everything in range is fine."""

@@ -51,7 +51,7 @@ class DecodeBuffers:
 
     def take(self, step: Step) -> bool:
         """The step is nothing but single rows, and they fit."""
-        if step.input_embeds is not None or len(step.spans) > self.rows:
+        if len(step.spans) > self.rows:
             return False
         return all(span.is_decode and span.context < self.tokens for span in step.spans)
 

@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.executor import Drawn, Failure, OutOfDeviceMemory, StepResult
+from engine.executor import Drawn, Failure, OutOfDeviceMemory, Row, StepResult
 from engine.pages import Branch, Pages
+from engine.request import DecodeRequest, TokenScore
 from engine.runners.torch.attention import Backend
 from engine.runners.torch.attention_cpu import CpuAttention
 from engine.runners.torch.attention_plain import PlainAttention
@@ -22,9 +23,10 @@ from engine.runners.torch.forward import Forward
 from engine.runners.torch.loader import LoadedModel, Sizes
 from engine.runners.torch.packing import Chunk, order, pack
 from engine.runners.torch.pool import KvPool
-from engine.runners.torch.scores import token_logprobs, token_scores
+from engine.runners.torch.scores import candidate_scores, token_logprobs, token_scores
 from engine.scheduler import Work
 from engine.sequence import Sequence
+from samplers.programs.rows import Rows
 from samplers.stack import SamplerStack
 
 
@@ -33,6 +35,7 @@ class TorchExecutor:
 
     def __init__(self, loaded: LoadedModel, sizes: Sizes, attention: str = "auto", replay: bool = True) -> None:
         self.loaded = loaded
+        self.facts = loaded.facts
         self.pages = Pages(sizes.num_pages, sizes.page_size, contiguous=loaded.device.type == "cpu")
         self.pool = KvPool(loaded.layers, sizes.num_pages, sizes.page_size, loaded.dtype, loaded.device)
         self.backend = make_backend(self.pool, loaded, attention)
@@ -47,13 +50,13 @@ class TorchExecutor:
     @torch.inference_mode()
     def admit(self, sequence: Sequence) -> None:
         """Write a sequence's sampling parameters into its slot."""
-        request = sequence.active.request
+        request, family = sequence.active.request, sequence.active.family
         assert sequence.slot is not None
         self.stack.admit(
             sequence.slot,
-            request.chain,
-            seed=request.seed,
-            choice=request.first_choice + sequence.choice,
+            request.chain if family is None else family.chain,
+            seed=sequence.stream.key,
+            choice=sequence.stream.choice,
             prompt_ids=request.prompt_ids,
             output_ids=sequence.tokens[sequence.prompt_length :],
             ending_ids=request.eos_token_ids | request.stop_token_ids,
@@ -61,6 +64,7 @@ class TorchExecutor:
             n=request.n,
             trace=request.trace or 0,
         )
+        sequence.heard = sequence.position
 
     def free(self, slot: int) -> None:
         self.stack.free(slot)
@@ -82,8 +86,7 @@ class TorchExecutor:
         works = [works[i] for i in order([work.sequence.branch for work in works])]
         scored, rows, drawers = self._wanted_rows(works)
         chunks = [
-            Chunk(work.sequence.branch, work.context, work.sequence.tokens[work.context : work.context + work.count])
-            for work in works
+            Chunk(work.sequence.branch, work.context, ids) for work, ids in zip(works, self._inputs(works), strict=True)
         ]
         step = pack(self.pages, chunks, rows, self.loaded.device)
         built = time.perf_counter()
@@ -102,6 +105,22 @@ class TorchExecutor:
             self._draw(logits[count:].float().contiguous(), drawers, result)
         result.seconds = {"build": built - began, "forward": done - built, "sample": time.perf_counter() - done}
         return result
+
+    def _inputs(self, works: list[Work]) -> list[list[int]]:
+        """The input ids of every work: token ids, and those of the mixtures in their place."""
+        inputs = [work.sequence.tokens[work.context : work.context + work.count] for work in works]
+        places = [
+            (ids, at - work.context, mixture)
+            for work, ids in zip(works, inputs, strict=True)
+            for at, mixture in work.sequence.mixtures.items()
+            if work.context <= at < work.context + work.count
+        ]
+        if places:
+            assert self.loaded.mixtures is not None
+            placed = self.loaded.mixtures.place([mixture for _, _, mixture in places])
+            for (ids, at, _), id_ in zip(places, placed, strict=True):
+                ids[at] = id_
+        return inputs
 
     def _wanted_rows(self, works: list[Work]) -> tuple[list[tuple[Work, int, int]], list[int], list[Sequence]]:
         """(prompt rows to score: (work, first position, number); rows of T with logits; who draws from the last)."""
@@ -123,6 +142,7 @@ class TorchExecutor:
     def _draw(self, logits: Tensor, drawers: list[Sequence], result: StepResult) -> None:
         slots = np.array([sequence.slot for sequence in drawers])
         positions = np.array([sequence.position for sequence in drawers])
+        self._tell([one for one in drawers if one.active.family is not None and one.heard < one.position])
         sampled = self.stack.sample(logits, slots, positions)
         raw = token_logprobs(logits, sampled.tokens)
         tokens, logprobs = sampled.tokens.tolist(), raw.tolist()
@@ -133,21 +153,50 @@ class TorchExecutor:
             drawn[row].trace = trace
         if any(sequence.active.request.logprobs is not None for sequence in drawers):
             self._score(logits, sampled.processed, sampled.tokens, drawn)
-        alive = [i for i, one in enumerate(drawn) if one.failure is None]
-        if len(alive) == len(drawn):
-            failures = self.stack.accept(slots, sampled.tokens)
-        else:
-            failures = self.stack.accept(slots[alive], sampled.tokens[alive]) if alive else {}
-        for row, (code, message) in failures.items():
-            drawn[alive[row]].failure = Failure(code, message)
-        result.drawn = drawn
+        plain = [i for i, one in enumerate(drawn) if one.failure is None and one.sequence.active.family is None]
+        whole = len(plain) == len(drawn)
+        mine, own = (slots, sampled.tokens) if whole else (slots[plain], sampled.tokens[plain])
+        for row, (code, message) in (self.stack.accept(mine, own) if plain else {}).items():
+            drawn[plain[row]].failure = Failure(code, message)
+        result.drawn = drawn if whole else [one for one in drawn if one.sequence.active.family is None]
+        result.rows = (
+            []
+            if whole
+            else [
+                Row(one.sequence, logits[i], sampled.processed[i], one.token, one.failure)
+                for i, one in enumerate(drawn)
+                if one.sequence.active.family is not None
+            ]
+        )
+
+    def _tell(self, behind: list[Sequence]) -> None:
+        """Let the sampler state of branches hear of the tokens that their program has pushed since."""
+        while behind:
+            slots = np.array([sequence.slot for sequence in behind])
+            tokens = [sequence.tokens[sequence.prompt_length + sequence.heard] for sequence in behind]
+            self.stack.accept(slots, torch.tensor(tokens, device=self.loaded.device))
+            for sequence in behind:
+                sequence.heard += 1
+            behind = [sequence for sequence in behind if sequence.heard < sequence.position]
+
+    @torch.inference_mode()
+    def gather(self, request: DecodeRequest, rows: list[Row]) -> Rows:
+        """The rows of a program's branches in one piece, in this order."""
+        raw, shaped = torch.stack([row.raw for row in rows]), torch.stack([row.shaped for row in rows])
+        drawn = [-1 if row.failure is not None else row.drawn for row in rows]
+
+        def score(raw: Tensor, shaped: Tensor, ids: Tensor) -> list[list[TokenScore]]:
+            source = shaped if request.processed_logprobs else raw
+            return candidate_scores(source, ids, request.logprobs or 0, request.logprob_token_ids)
+
+        return Rows(raw, shaped, drawn, None if request.logprobs is None else score)
 
     def _score(self, raw: Tensor, processed: Tensor, tokens: Tensor, drawn: list[Drawn]) -> None:
         """Fill in the scores that were asked for: one call per distinct question, not per request."""
         asked: dict[tuple[bool, int, tuple[int, ...]], list[int]] = {}
         for i, one in enumerate(drawn):
             request = one.sequence.active.request
-            if request.logprobs is not None:
+            if request.logprobs is not None and one.sequence.active.family is None:
                 question = (request.processed_logprobs, request.logprobs, request.logprob_token_ids)
                 asked.setdefault(question, []).append(i)
         for (use_processed, top, extra), members in asked.items():

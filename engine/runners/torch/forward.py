@@ -41,15 +41,13 @@ class Forward:
         if self.graphs is not None and (logits := self._graph(step)) is not None:
             return logits
         self._backend.prepare(step)
-        if self.program is not None and step.input_embeds is None:
+        if self.program is not None:
             return self.program(step.input_ids, step.positions, step.logit_rows)[0]
         return self._eager(step)
 
     def _eager(self, step: Step) -> Tensor:
-        embeds = step.input_embeds
-        inputs = {"input_ids": step.input_ids[None]} if embeds is None else {"inputs_embeds": embeds[None]}
         output = self._model(
-            **inputs,
+            input_ids=step.input_ids[None],
             position_ids=step.positions[None],
             use_cache=False,
             logits_to_keep=step.logit_rows,

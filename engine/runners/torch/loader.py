@@ -19,6 +19,7 @@ from engine.runners.torch.attention import NAME, register
 from engine.runners.torch.gate import inspect, text_config
 from engine.runners.torch.head import linear_head
 from engine.runners.torch.layers import LayerSpec
+from engine.runners.torch.mixed_embeddings import MixedEmbeddings, add_spare_rows
 from engine.runners.torch.pool import bytes_per_token
 from engine.settings import EngineSettings, SettingsError
 from samplers.model_facts import NO_FACTS, ModelFacts
@@ -38,6 +39,7 @@ class LoadedModel:
     dtype: torch.dtype
     vocab_size: int  # ids [0, vocab_size) may be drawn and sent; the model's head may have more rows
     facts: ModelFacts  # for samplers
+    mixtures: MixedEmbeddings | None  # None: the model takes token ids only
     max_model_len: int
     eos_token_ids: frozenset[int]
     generation_defaults: dict[str, Any]  # sampling fields of generation_config.json that are set
@@ -84,6 +86,7 @@ def check(model: nn.Module, settings: EngineSettings, tokens: ModelFacts = NO_FA
     asked = settings.max_model_len
     if asked is not None and asked > limit:
         raise SettingsError(f"max_model_len {asked} is more than the model's {limit} ({why})")
+    mixtures = add_spare_rows(model, _batch_tokens(settings, weight.device))
     rows = model.get_output_embeddings().weight.shape[0]
     generation = model.generation_config
     eos = generation.eos_token_id if generation.eos_token_id is not None else config.eos_token_id
@@ -96,10 +99,15 @@ def check(model: nn.Module, settings: EngineSettings, tokens: ModelFacts = NO_FA
         dtype=weight.dtype,
         vocab_size=vocab_size,
         facts=replace(tokens, head=linear_head(model, vocab_size)),
+        mixtures=mixtures,
         max_model_len=asked or limit,
         eos_token_ids=frozenset(eos if isinstance(eos, (list, tuple)) else [] if eos is None else [eos]),
         generation_defaults={k: v for k in wanted if (v := getattr(generation, k, None)) is not None},
     )
+
+
+def _batch_tokens(settings: EngineSettings, device: torch.device) -> int:
+    return settings.max_batch_tokens or (512 if device.type == "cpu" else 8192)
 
 
 def context_limit(config: Any, layers: list[LayerSpec]) -> tuple[int, str]:
@@ -139,7 +147,7 @@ def sizes(loaded: LoadedModel, settings: EngineSettings) -> Sizes:
     on_cpu = loaded.device.type == "cpu"
     page = settings.page_size or (64 if on_cpu else 256)  # the CUDA kernel's block table wants multiples of 256
     max_seqs = settings.max_seqs or (64 if on_cpu else 256)
-    max_batch = settings.max_batch_tokens or (512 if on_cpu else 8192)
+    max_batch = _batch_tokens(settings, loaded.device)
     if max_batch < max_seqs:
         raise SettingsError(f"max_batch_tokens {max_batch} is less than max_seqs {max_seqs}")
     per_token = bytes_per_token(loaded.layers, loaded.dtype)

@@ -23,7 +23,7 @@ class Chunk:
 
     branch: Branch
     context: int  # tokens cached before
-    tokens: Sequence[int]
+    tokens: Sequence[int]  # input ids
     tree: np.ndarray | None = None  # bool [n, n], ancestor or self
     depths: np.ndarray | None = None  # int64 [n]; position = context + depth
 

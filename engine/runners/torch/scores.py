@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from engine.request import TokenScore
+from samplers.rows import highest
 
 _CHUNK = 2**24  # elements of a chunk of rows; a whole prompt over a large vocabulary would take gigabytes
 Top = tuple[tuple[int, float], ...]
@@ -24,45 +25,30 @@ def token_logprobs(logits: Tensor, tokens: Tensor) -> Tensor:
 
 def token_scores(logits: Tensor, tokens: Tensor, top: int, extra: tuple[int, ...] = ()) -> list[TokenScore]:
     """Full scores per row, computed in fp32. logits: [R, V] of any float dtype; tokens: [R] int64."""
+    return [row[0] for row in candidate_scores(logits, tokens.unsqueeze(1), top, extra)]
+
+
+def candidate_scores(logits: Tensor, ids: Tensor, top: int, extra: tuple[int, ...] = ()) -> list[list[TokenScore]]:
+    """Scores of several tokens of each row. logits: [R, V] of any float dtype; ids: [R, K] int64."""
     rows = max(1, _CHUNK // logits.shape[1])
-    scores: list[TokenScore] = []
-    for some, own in zip(logits.split(rows), tokens.split(rows), strict=True):
+    scores: list[list[TokenScore]] = []
+    for some, own in zip(logits.split(rows), ids.split(rows), strict=True):
         scores += _scores(some.float(), own, top, extra)
     return scores
 
 
-def _scores(logits: Tensor, tokens: Tensor, top: int, extra: tuple[int, ...]) -> list[TokenScore]:
+def _scores(logits: Tensor, ids: Tensor, top: int, extra: tuple[int, ...]) -> list[list[TokenScore]]:
     logprobs = logits - logits.logsumexp(1, keepdim=True)
-    own = logprobs.gather(1, tokens.unsqueeze(1))
-    ranks = ((logprobs > own).sum(1) + 1).tolist()
+    own = logprobs.gather(1, ids)
+    ranks = torch.stack([(logprobs > one.unsqueeze(1)).sum(1) + 1 for one in own.unbind(1)], 1).tolist()
     tops = _top(logprobs, top) if top else [()] * len(ranks)
     extras = logprobs[:, list(extra)].tolist() if extra else [()] * len(ranks)
     return [
-        TokenScore(value, rank, best, tuple(zip(extra, more, strict=True)))
-        for value, rank, best, more in zip(own[:, 0].tolist(), ranks, tops, extras, strict=True)
+        [TokenScore(value, rank, best, tuple(zip(extra, more, strict=True))) for value, rank in zip(*both, strict=True)]
+        for *both, best, more in zip(own.tolist(), ranks, tops, extras, strict=True)
     ]
 
 
 def _top(logprobs: Tensor, k: int) -> list[Top]:
-    """The k largest entries of each row, descending, ties to the lower id."""
-    values, ids = logprobs.topk(min(k, logprobs.shape[1]), 1)
-    # topk leaves the choice among entries tied with the last of them open: rows where it had a choice are mended
-    last = values[:, -1:]
-    tied = logprobs == last
-    chosen_among = tied.sum(1) > (values == last).sum(1)
-    if bool(chosen_among.any()):
-        ids[chosen_among] = _lowest_of_tied(values[chosen_among], ids[chosen_among], tied[chosen_among])
-    ids, by_id = ids.sort(1)
-    values, by_value = values.gather(1, by_id).sort(dim=1, descending=True, stable=True)
-    ids = ids.gather(1, by_value)
+    values, ids = highest(logprobs, min(k, logprobs.shape[1]))
     return [tuple(zip(row, numbers, strict=True)) for row, numbers in zip(ids.tolist(), values.tolist(), strict=True)]
-
-
-def _lowest_of_tied(values: Tensor, ids: Tensor, tied: Tensor) -> Tensor:
-    """ids [R, k] with those tied with the last value replaced by the lowest such ids. tied: [R, V] bool."""
-    count = tied.shape[1]
-    every = torch.where(tied, torch.arange(count, device=tied.device), count)
-    lowest = every.topk(ids.shape[1], 1, largest=False, sorted=True).values
-    last = values == values[:, -1:]
-    place = (last.cumsum(1) - 1).clamp(min=0)  # values descend, so the tied ones are the last columns
-    return torch.where(last, lowest.gather(1, place), ids)

@@ -48,13 +48,12 @@ class Group:
 class Step:
     """T rows of B spans; R rows need logits."""
 
-    input_ids: Tensor  # [T] int64, device
+    input_ids: Tensor  # [T] int64, device; ids behind the vocabulary are mixtures
     positions: Tensor  # [T] int64, device; equal for siblings of a draft tree
     slots: Tensor  # [T] int64, device; where this step's K/V are written
     logit_rows: Tensor  # [R] int64, device; a row may repeat (n samples of one prompt)
     spans: list[Span]
     groups: list[Group] = field(default_factory=list)
-    input_embeds: Tensor | None = None  # [T, H], instead of input_ids
 
     @property
     def rows(self) -> int:
