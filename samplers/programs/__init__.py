@@ -1,5 +1,6 @@
 """Decoding programs: requests that keep more than one continuation alive. One file per program."""
 
 from samplers.programs import (  # noqa: F401 - they register themselves
+    priority,
     superposed,
 )
