@@ -1,6 +1,7 @@
 """Decoding programs: requests that keep more than one continuation alive. One file per program."""
 
 from samplers.programs import (  # noqa: F401 - they register themselves
+    beam,
     eager,
     priority,
     superposed,

@@ -65,15 +65,16 @@ class Limits:
         return End("length") if len(ids) >= self.max_tokens else None
 
     def _stopped(self, ids: Sequence[int]) -> bool:
-        new = self._piece(ids[-1])
+        new = self.piece(ids[-1])
         tail, wanted = new, max(map(len, self.stops)) - 1 + len(new)
         for token in reversed(ids[:-1]):
             if len(tail) >= wanted:
                 break
-            tail = self._piece(token) + tail
+            tail = self.piece(token) + tail
         return any(stop in tail for stop in self.stops)
 
-    def _piece(self, token: int) -> bytes:
+    def piece(self, token: int) -> bytes:
+        """What the token adds to the text."""
         return b"" if token in self.special_ids or token >= len(self.pieces) else self.pieces[token]
 
 

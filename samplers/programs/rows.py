@@ -33,10 +33,15 @@ class Rows:
 
         allowed: [R, V] bool, tokens to choose among; ln q stays that of the whole row.
         """
+        logqs, ids = self.top(k, allowed)
+        counts = (logqs > -torch.inf).sum(1).tolist()
+        return [row[:count] for row, count in zip(self.tokens(ids), counts, strict=True)]
+
+    def top(self, k: int, allowed: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """(ln q fp32, ids int64) of `best`, each [R, min(k, V)]; ln q of what cannot be chosen is -inf."""
         candidates = self.shaped if allowed is None else self.shaped.masked_fill(~allowed, -torch.inf)
         values, ids = highest(candidates, min(k, candidates.shape[1]))
-        counts = (values > -torch.inf).sum(1).tolist()
-        return [row[:count] for row, count in zip(self.tokens(ids), counts, strict=True)]
+        return torch.where(values > -torch.inf, values - self._log_totals()[1], -torch.inf), ids
 
     def masses(self, allowed: Tensor) -> list[float]:
         """ln of what q gives to the allowed tokens, [R, V] bool, of each row."""
@@ -50,12 +55,17 @@ class Rows:
 
     def tokens(self, ids: Tensor) -> list[list[Token]]:
         """The tokens of these ids, [R, K] int64, with what each row says about them."""
-        if self._totals is None:
-            self._totals = self.raw.logsumexp(1, keepdim=True), self.shaped.logsumexp(1, keepdim=True)
-        logprobs = (self.raw.gather(1, ids) - self._totals[0]).tolist()
-        logqs = (self.shaped.gather(1, ids) - self._totals[1]).tolist()
+        raw_total, shaped_total = self._log_totals()
+        logprobs = (self.raw.gather(1, ids) - raw_total).tolist()
+        logqs = (self.shaped.gather(1, ids) - shaped_total).tolist()
         scores = (
             [[None] * ids.shape[1]] * len(ids) if self._scorer is None else self._scorer(self.raw, self.shaped, ids)
         )
         columns = zip(ids.tolist(), logprobs, logqs, scores, strict=True)
         return [[Token(*one) for one in zip(*row, strict=True)] for row in columns]
+
+    def _log_totals(self) -> tuple[Tensor, Tensor]:
+        """ln sum exp of the raw and of the shaped rows, each [R, 1]."""
+        if self._totals is None:
+            self._totals = self.raw.logsumexp(1, keepdim=True), self.shaped.logsumexp(1, keepdim=True)
+        return self._totals
