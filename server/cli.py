@@ -51,6 +51,7 @@ def serve(
     port: Annotated[int | None, _option("port")] = None,
     model: Annotated[str | None, _option("model")] = None,
     draft_model: Annotated[str | None, _option("draft_model")] = None,
+    ngrams: Annotated[str | None, _option("ngrams")] = None,
     served_name: Annotated[str | None, _option("served_name")] = None,
     runner: Annotated[str | None, _option("runner")] = None,
     device: Annotated[str | None, _option("device")] = None,
@@ -145,6 +146,7 @@ def generate(
     sampler: Annotated[str | None, typer.Option(help="sampler as JSON or a name, as in a request")] = None,
     device: Annotated[str | None, typer.Option(help=_help("device"))] = None,
     dtype: Annotated[str | None, typer.Option(help=_help("dtype"))] = None,
+    ngrams: Annotated[str | None, typer.Option(help=_help("ngrams"))] = None,
 ) -> None:
     """Generate once without a server, streaming to the terminal.
 
@@ -156,7 +158,7 @@ def generate(
     from server.generate_once import generate_once
 
     with _explained(model):
-        generate_once(prompt, model, chat, max_tokens, n, seed, temperature, sampler, device, dtype)
+        generate_once(prompt, model, chat, max_tokens, n, seed, temperature, sampler, device, dtype, ngrams)
 
 
 @app.command()
@@ -196,6 +198,29 @@ def explain(
 
     with _explained(model):
         run_explain(prompt, model, chat, sampler, temperature, max_tokens, seed, top, html, device, dtype)
+
+
+@app.command()
+def index(
+    files: Annotated[list[Path], typer.Argument(help="text files, and folders of them")],
+    output: Annotated[Path, typer.Option(help="file to write, for `drafthouse serve --ngrams`")],
+    model: Annotated[str, typer.Option(help="whose tokens are counted: " + _help("model"))] = "drafthouse-tiny",
+    orders: Annotated[int, typer.Option(min=2, max=6, help="tokens of the longest n-grams")] = 6,
+) -> None:
+    """Count the n-grams of texts, for superposed decoding.
+
+    Every file is one text in UTF-8; other files are left out, and so are hidden ones in folders. The counts belong
+    to the tokenizer of the model: a server with another tokenizer refuses them.
+
+    \b
+    drafthouse index src docs/notes.txt --output ngrams.npz
+    drafthouse serve --ngrams ngrams.npz
+    """
+    _quiet_libraries()
+    from server.index import write_index
+
+    with _explained(model):
+        write_index(files, model, output, orders)
 
 
 @app.command()

@@ -35,6 +35,7 @@ class ServeConfig(BaseModel):
     draft_model: str | None = Field(
         None, description="a second model with the same vocabulary, served beside the first"
     )
+    ngrams: str | None = Field(None, description="n-gram tables of 'drafthouse index', for superposed decoding")
     served_name: str | None = Field(None, description="id of the model in the API; default: its name")
     runner: Literal["torch", "vllm"] = Field("torch", description="what executes the model; vllm is not in this build")
     device: str | None = Field(None, description="cpu, cuda, cuda:1; default: cuda when present")

@@ -28,13 +28,16 @@ def generate_once(
     sampler: str | None,
     device: str | None,
     dtype: str | None,
+    ngrams: str | None,
 ) -> None:
     """Print `n` choices; the first streams. Raises OSError or ValueError for what cannot be loaded or done."""
     check_seed(seed)
     notes = Console(stderr=True)
     fields: dict[str, Any] = {"temperature": temperature, "sampler": parse_sampler(sampler)}
     with notes.status(f"loading {model}"):
-        served = serve_model(model, load_config({"model": model, "device": device, "dtype": dtype}, {}))
+        served = serve_model(
+            model, load_config({"model": model, "device": device, "dtype": dtype, "ngrams": ngrams}, {})
+        )
     request = one_request(served, prompt, chat, fields, max_tokens=max_tokens, n=n, seed=seed)
     asyncio.run(_run(served, request))
     notes.print(f"seed {request.seed}", style="dim")

@@ -25,6 +25,7 @@ from engine.runners.torch.runner import TorchRunner
 from engine.settings import EngineSettings
 from models.embedded import EMBEDDED, locate
 from samplers.model_facts import ModelFacts
+from samplers.programs.ngrams import NgramError, NgramTables
 from server.app import create_app
 from server.config import ConfigError, ServeConfig
 from server.state import Limits, ServedModel, ServerState
@@ -47,12 +48,10 @@ def serve_model(
 ) -> ServedModel:
     """Load one model. Raises ConfigError, UnsupportedModelError, SettingsError or OSError."""
     began = time.monotonic()
-    folder = locate(name)
-    if not Path(folder).is_dir() and ("/" not in name or name.startswith((".", "/", "~"))):
-        known = ", ".join(EMBEDDED)
-        raise ConfigError(f"there is no model '{name}'; say an embedded one ({known}), a folder or a hub id owner/name")
+    folder = find_model(name)
     codec = TextCodec.load(folder)
-    tokens = ModelFacts(codec.pieces(), codec.special_ids)
+    ngrams = None if config.ngrams is None else load_ngrams(config.ngrams, codec)
+    tokens = ModelFacts(codec.pieces(), codec.special_ids, ngrams=ngrams)
     runner = TorchRunner.from_pretrained(folder, engine_settings(config), on_fatal, tokens)
     model = ServedModel(
         id=served_id or (Path(name).name if Path(name).is_dir() else name),
@@ -75,6 +74,27 @@ def serve_model(
         ", replayed" if runner.executor.forward.program is not None else "",
     )
     return model
+
+
+def find_model(name: str) -> str:
+    """A folder or hub id. Raises ConfigError for what cannot be one."""
+    folder = locate(name)
+    if not Path(folder).is_dir() and ("/" not in name or name.startswith((".", "/", "~"))):
+        known = ", ".join(EMBEDDED)
+        raise ConfigError(f"there is no model '{name}'; say an embedded one ({known}), a folder or a hub id owner/name")
+    return folder
+
+
+def load_ngrams(file: str, codec: TextCodec) -> NgramTables:
+    """N-grams of the tokenizer's ids. Raises ConfigError."""
+    try:
+        tables = NgramTables.load(Path(file))
+        tables.check(codec.vocabulary, codec.fingerprint)
+    except NgramError as error:
+        raise ConfigError(f"setting 'ngrams': {error}") from None
+    except OSError as error:
+        raise ConfigError(f"setting 'ngrams': cannot read {file}: {error.strerror}") from None
+    return tables
 
 
 def build_state(config: ServeConfig, on_fatal: OnFatal | None = None) -> ServerState:

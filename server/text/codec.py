@@ -5,6 +5,8 @@ Wraps a Hugging Face fast tokenizer and never changes it. Knows nothing about re
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -66,6 +68,17 @@ class TextCodec:
     def has_bytes(self) -> bool:
         """Whether every token stands for bytes of its own."""
         return self._pieces is not None
+
+    @cached_property
+    def vocabulary(self) -> int:
+        """Every token id is below it."""
+        return 1 + max(self.fast.get_vocab(with_added_tokens=True).values())
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """Of the tokens and their ids: equal where the same ids stand for the same tokens."""
+        tokens = sorted(self.fast.get_vocab(with_added_tokens=True).items())
+        return hashlib.sha256(json.dumps(tokens).encode()).hexdigest()
 
     # --- encoding ---------------------------------------------------------------------------------------------
 
@@ -151,8 +164,7 @@ class TextCodec:
 
     def pieces(self) -> list[bytes]:
         """`token_bytes` of every id."""
-        count = 1 + max(self.fast.get_vocab(with_added_tokens=True).values())
-        return [self.token_bytes(token) for token in range(count)]
+        return [self.token_bytes(token) for token in range(self.vocabulary)]
 
     def token_text(self, token: int) -> str:
         """The token as log-probabilities show it; may contain U+FFFD."""
