@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from collections.abc import Sequence as Many
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -32,7 +33,6 @@ class Turn:
 
     asked: list[Sequence] = field(default_factory=list)  # it waits for the rows of these
     released: list[Sequence] = field(default_factory=list)
-    shown: list[Shown] = field(default_factory=list)
     ended: bool = False
 
 
@@ -87,16 +87,20 @@ class Family:
         except StopIteration:
             turn.ended = True
         else:
+            self._check(asked)
             self._follow(turn)
             turn.asked = self._asked = [self._sequences[branch] for branch in asked]
-            assert turn.asked, f"program '{self.name}' waits for nothing"
             for sequence in turn.asked:
                 self._cut(sequence, len(sequence.tokens) - 1)  # a row that has been there is computed again
             self._passes += 1
-        turn.shown = self._task.take()
-        self.begun.update(shown.choice for shown in turn.shown)
-        self.ended.update(shown.choice for shown in turn.shown if shown.end is not None)
         return turn
+
+    def said(self) -> list[Shown]:
+        """What the program has said about its choices since the last call."""
+        said = self._task.take()
+        self.begun.update(shown.choice for shown in said)
+        self.ended.update(shown.choice for shown in said if shown.end is not None)
+        return said
 
     def report(self) -> dict[str, object]:
         """What the response says about the whole request."""
@@ -110,6 +114,15 @@ class Family:
             self._run.close()
         except Exception:
             log.exception("the program '%s' failed when it was closed", self.name)
+
+    def _check(self, asked: Many[Branch]) -> None:
+        """Raises ValueError for what no row can be given of, before anything has been done for the program."""
+        if not asked or len(set(asked)) < len(asked):
+            raise ValueError(f"the program '{self.name}' asks for nothing, or for a branch twice")
+        for branch in asked:
+            known = branch in self._sequences or branch in self._task.made
+            if not known or branch.released or branch.end is not None:
+                raise ValueError(f"the program '{self.name}' asks for a branch that is released or has ended")
 
     def _follow(self, turn: Turn) -> None:
         """Give every branch the share of the pages that its forks and truncations ask for."""

@@ -5,6 +5,7 @@ A program that raises ends its own request only. Owned by the engine thread.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Callable
 
@@ -15,7 +16,8 @@ from engine.request import Finish, FinishReason
 from engine.scheduler import Scheduler
 from engine.sequence import ActiveRequest, Sequence
 from samplers.failures import CONSTRAINT_UNSATISFIABLE
-from samplers.programs.contract import ProgramError, Shown
+from samplers.programs.branch import DEAD_END
+from samplers.programs.contract import ProgramError
 
 log = logging.getLogger(__name__)
 _FAILED = Finish(FinishReason.ERROR, None, "internal_error", "the program failed")
@@ -43,7 +45,6 @@ class Programs:
 
     def start(self, active: ActiveRequest) -> None:
         """Begin a request's program, which makes its sequences."""
-        active.sequences.clear()
         active.family = Family(active, self._executor.facts, self._scheduler.pages)
         self._advance(active, active.family)
 
@@ -76,31 +77,36 @@ class Programs:
         try:
             turn = family.advance(lambda rows: self._executor.gather(active.request, rows))
         except ProgramError as error:
-            self.finish(active, Finish(FinishReason.ERROR, None, error.code, str(error)))
+            self._tell(active, family)
+            self.finish(active, Finish(FinishReason.ERROR, None, error.code, str(error), impossible=True))
             return
         except Exception:
             log.exception("request %s: the program '%s' failed", active.request.id, family.name)
+            self._tell(active, family)
             self.finish(active, _FAILED)
             return
+        self._tell(active, family)
         for sequence in turn.released:
             self._release(sequence)
-        for shown in turn.shown:
-            self._show(active, shown)
         for sequence in turn.asked:
             self._scheduler.ask(sequence)
         if turn.ended:
             self._ended(active, family)
 
-    def _show(self, active: ActiveRequest, shown: Shown) -> None:
-        delta = self._outbox.delta(active, shown.choice)
-        for token in shown.tokens:
-            delta.token_ids.append(token.id)
-            delta.logprobs.append(token.logprob)
-            if token.score is not None:
-                delta.scores.append(token.score)
-        self.generated_tokens += len(shown.tokens)
-        if shown.end is not None:
-            delta.finish = Finish(FinishReason(shown.end.reason), shown.end.token, details=shown.details)
+    def _tell(self, active: ActiveRequest, family: Family) -> None:
+        """Pass on what the program has said about its choices."""
+        for shown in family.said():
+            delta = self._outbox.delta(active, shown.choice)
+            for token in shown.tokens:
+                delta.token_ids.append(token.id)
+                delta.logprobs.append(token.logprob)
+                if token.score is not None:
+                    delta.scores.append(token.score)
+            self.generated_tokens += len(shown.tokens)
+            if shown.end is DEAD_END:
+                delta.finish = dataclasses.replace(_NOTHING, details=shown.details)
+            elif shown.end is not None:
+                delta.finish = Finish(FinishReason(shown.end.reason), shown.end.token, details=shown.details)
 
     def _ended(self, active: ActiveRequest, family: Family) -> None:
         """The program has returned: choices it has not begun do not exist."""

@@ -66,8 +66,9 @@ class Finish:
 
     reason: FinishReason
     stop_token_id: int | None = None  # the EOS or stop id that ended it (it is the last of `token_ids`)
-    error_code: str | None = None  # with ERROR: 'constraint_unsatisfiable' or 'internal_error'
+    error_code: str | None = None  # with ERROR: 'constraint_unsatisfiable', 'internal_error' or what a program says
     message: str = ""
+    impossible: bool = False  # with ERROR: the request asks for something that does not exist
     details: Mapping[str, Any] = field(default_factory=dict)  # what a program says about the choice
 
 

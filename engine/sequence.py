@@ -82,13 +82,15 @@ class ActiveRequest:
 
 
 def activate(request: DecodeRequest, mailbox: Mailbox, arrival: int) -> ActiveRequest:
-    """A request's sequences: the first leads, the others follow it until the prompt has been computed once."""
+    """A request's sequences: the first leads, the others follow it until the prompt has been computed once. Those of a
+    program come when it asks for them."""
     active = ActiveRequest(request, mailbox, arrival)
-    active.sequences = [
-        Sequence(active, i, [*request.prompt_ids, *request.begun], Stream(request.seed, request.first_choice + i))
-        for i in range(request.n)
-    ]
-    active.followers = active.sequences[1:]
+    if request.chain.program is None:
+        active.sequences = [
+            Sequence(active, i, [*request.prompt_ids, *request.begun], Stream(request.seed, request.first_choice + i))
+            for i in range(request.n)
+        ]
+        active.followers = active.sequences[1:]
     if request.prompt_logprobs is not None:
         active.prompt_scores = [None] * len(request.prompt_ids)
     return active

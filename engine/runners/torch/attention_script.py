@@ -15,9 +15,9 @@ def _lanes(
     keys: Tensor,
     values: Tensor,
     asked: Tensor,
-    lane: List[int],
+    lane: list[int],
     mask: Tensor,
-    scale: float,  # noqa: UP006
+    scale: float,
 ) -> Tuple[Tensor, Tensor]:  # noqa: UP006
     heads, size = keys.size(0), keys.size(2)
     shape, strides = [lane[2], heads, lane[3], size], [lane[1] * size, keys.stride(0), size, 1]

@@ -17,13 +17,16 @@ from engine.settings import EngineSettings
 from engine.thread import ModelThread
 from samplers.model_facts import NO_FACTS, ModelFacts
 
+# what a request can reach today
+_CAPABILITIES = frozenset(
+    {Capability.LOGIT_ROWS, Capability.FORK, Capability.PROMPT_LOGPROBS, Capability.SAMPLER_TRACE}
+)
+
 
 class TorchRunner:
     """Serves one model in this process."""
 
     name = "torch"
-    # what a request can reach today
-    capabilities = frozenset({Capability.FORK, Capability.PROMPT_LOGPROBS, Capability.SAMPLER_TRACE})
 
     def __init__(
         self,
@@ -53,6 +56,7 @@ class TorchRunner:
         except BaseException:
             thread.close()
             raise
+        self.capabilities = _CAPABILITIES | ({Capability.INPUT_EMBEDDINGS} if loaded.mixtures else set())
         self.vocab_size = loaded.vocab_size
         self.facts = loaded.facts
         self.max_model_len = loaded.max_model_len
