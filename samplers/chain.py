@@ -69,9 +69,9 @@ def resolve(fields: Mapping[str, Any], vocab_size: int, model: ModelFacts = NO_F
     if not isinstance(temperature_last, bool):
         raise SamplerError("'temperature_last' must be true or false", "temperature_last")
     values, listed, draw, program = _listed(given.pop("sampler", None), vocab_size, model)
-    if program is not None and (temperature := PROGRAMS.get(program.name).default_temperature) is not None:
-        if "temperature" not in values:
-            given.setdefault("temperature", temperature)
+    if program is not None and "temperature" not in values:
+        usual = PROGRAMS.get(program.name).default_temperature
+        given.setdefault("temperature", 1.0 if usual is None else usual)
     flat_draw = given.pop("draw", None)
     if flat_draw is not None:
         chosen = _draw(flat_draw, "draw")

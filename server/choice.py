@@ -6,18 +6,19 @@ Knows nothing about HTTP or about other choices. Lives in the event loop.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from engine.request import DecodeRequest, Delta, Finish, FinishReason, TokenScore
+from samplers.failures import CONSTRAINT_UNSATISFIABLE
 from samplers.trace import TokenTrace
 from server.text.codec import TextCodec
 from server.text.covers import Cover
 from server.text.stop import StopMatcher
 
 LONGEST_CHARACTER = 4  # bytes, hence tokens
-ABORTED = "overloaded"  # failure codes of a choice
-UNSATISFIABLE = "constraint_unsatisfiable"
+ABORTED, INTERNAL = "overloaded", "internal_error"  # failure codes of a choice
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,7 @@ class End:
     stop_reason: str | int | None
     cumulative_logprob: float
     failure: dict[str, str] | None = None
+    details: Mapping[str, Any] = field(default_factory=dict)  # what a program says about the choice
 
 
 @dataclass
@@ -112,7 +114,7 @@ class ChoiceStream:
                 self._event.traces.append(delta.traces[at] if delta.traces else None)
             self._token(token, delta.scores[at] if delta.scores else None, ending)
             if self._matcher.matched is not None:
-                events.append(self._close("stop", self._matcher.matched))
+                events.append(self._close("stop", self._matcher.matched, finish))
                 return events
             interval = self._options.interval
             if interval is not None and at != last and len(self._event.token_ids) >= interval:
@@ -155,17 +157,20 @@ class ChoiceStream:
         tail = self._detokenizer.finish()
         self._release(self._matcher.feed(tail, armed=self._count > self._request.min_tokens))
         if self._matcher.matched is not None:
-            return self._close("stop", self._matcher.matched)
+            return self._close("stop", self._matcher.matched, finish)
         self._release(self._matcher.flush())
         self._event.entries += self._waiting
         if finish.reason in (FinishReason.ERROR, FinishReason.ABORT):
-            return self._close("length", "error", _failure(finish))
+            return self._close("length", "error", finish, _failure(finish))
         named = finish.stop_token_id if finish.stop_token_id in self._request.stop_token_ids else None
-        return self._close(finish.reason.value, named)
+        return self._close(finish.reason.value, named, finish)
 
-    def _close(self, reason: str, stop_reason: str | int | None, failure: dict[str, str] | None = None) -> ChoiceEvent:
+    def _close(
+        self, reason: str, stop_reason: str | int | None, finish: Finish | None, failure: dict[str, str] | None = None
+    ) -> ChoiceEvent:
         self.done = True
-        self._event.end = End(reason, stop_reason, self._cumulative_logprob, failure)
+        details = {} if finish is None else finish.details
+        self._event.end = End(reason, stop_reason, self._cumulative_logprob, failure, details)
         return self._take()
 
     def _take(self) -> ChoiceEvent:
@@ -177,6 +182,9 @@ def _failure(finish: Finish) -> dict[str, str]:
     """What the client is told about a choice the engine could not finish; causes of ours stay in the log."""
     if finish.reason is FinishReason.ABORT:
         return {"code": ABORTED, "message": "the request was ended by the server"}
-    if finish.error_code == UNSATISFIABLE:
-        return {"code": UNSATISFIABLE, "message": finish.message or "the request's own masks leave no token to choose"}
-    return {"code": "internal_error", "message": "the model failed on this choice"}
+    if finish.error_code == CONSTRAINT_UNSATISFIABLE:
+        message = finish.message or "the request's own masks leave no token to choose"
+        return {"code": CONSTRAINT_UNSATISFIABLE, "message": message}
+    if finish.impossible:
+        return {"code": finish.error_code or "", "message": finish.message}
+    return {"code": INTERNAL, "message": "the model failed on this choice"}

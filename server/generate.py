@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from typing import Any
 
 from engine.request import DecodeRequest, Output, TokenScore
-from server.choice import ABORTED, UNSATISFIABLE, ChoiceEvent, ChoiceStream, End, TextOptions
+from server.choice import ABORTED, INTERNAL, ChoiceEvent, ChoiceStream, End, TextOptions
 from server.errors import ApiError, internal, overloaded
 from server.metrics import Metrics
 from server.prompt_boundary import Part, begin
@@ -42,6 +43,8 @@ class Step:
     events: list[ChoiceEvent] = field(default_factory=list)  # `choice` counts over all prompts
     prompt_scores: list[TokenScore | None] | None = None
     cached_tokens: int = 0  # so far, of this prompt
+    absent: int = 0  # choices of this prompt that its program did not find
+    report: Mapping[str, Any] | None = None  # what the program says about this prompt, at the end
 
 
 async def run(job: Job, metrics: Metrics) -> AsyncGenerator[Step]:
@@ -63,7 +66,7 @@ async def run(job: Job, metrics: Metrics) -> AsyncGenerator[Step]:
                     if prompt != step.prompt:
                         yield Step(prompt, [event])
                 failures.clear()
-            elif step.events or step.prompt_scores is not None:
+            elif step.events or step.prompt_scores is not None or step.report is not None:
                 yield step
     if failures:
         raise failures[0][2]
@@ -73,12 +76,13 @@ def _failure(end: End) -> ApiError:
     """The error of a request none of whose choices succeeded."""
     assert end.failure is not None
     match end.failure:
-        case {"code": code, "message": message} if code == UNSATISFIABLE:
-            return ApiError(400, message, None, UNSATISFIABLE)
+        case {"code": code} if code == INTERNAL:
+            return internal()
         case {"code": code, "message": message} if code == ABORTED:
             return overloaded(message)
-        case _:
-            return internal()
+        case {"code": code, "message": message}:
+            return ApiError(400, message, None, code)
+    raise AssertionError
 
 
 def _merged(job: Job, metrics: Metrics) -> AsyncGenerator[Step]:
@@ -159,21 +163,30 @@ async def _part_steps(job: Job, prompt: int, part: Part, clock: _Clock) -> Async
         yield Step(prompt, [event for choice in choices for event in choice.feed(part.opening)])
         if all(choice.done for choice in choices):
             return
+    plain = request.chain.program is None  # a program ends with its report
     outputs: AsyncIterator[Output] = runner.submit(request)
     try:
         async for output in outputs:
-            step = Step(prompt, prompt_scores=output.prompt_scores, cached_tokens=output.cached_tokens)
+            step = Step(
+                prompt,
+                prompt_scores=output.prompt_scores,
+                cached_tokens=output.cached_tokens,
+                absent=output.absent,
+                report=output.report,
+            )
             for j, delta in output.deltas.items():
                 if choices[j].done:
                     continue  # cut at a stop string; these tokens were on their way
                 clock.tokens(part.first + j, len(delta.token_ids))
                 step.events += choices[j].feed(delta)
-                if choices[j].done and delta.finish is None:
+                if plain and choices[j].done and delta.finish is None:
                     runner.abort(request.id, j)
+            for choice in choices[request.n - output.absent :]:
+                choice.done = True
             if output.scored:
                 step.events += [ChoiceEvent(first + j, end=End("length", None, 0.0)) for j in range(request.n)]
             yield step
-            if output.scored or all(choice.done for choice in choices):
+            if output.scored or output.report is not None or (plain and all(choice.done for choice in choices)):
                 return
     finally:
         close = getattr(outputs, "aclose", None)

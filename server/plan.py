@@ -17,12 +17,14 @@ from starlette.requests import Request
 from engine.request import DecodeRequest
 from engine.runners.base import Capability
 from samplers.chain import Chain
+from samplers.programs.contract import PROGRAMS
 from server.answers.trace import CANDIDATES
 from server.boundary import suggest_request_id
 from server.choice import TextOptions
 from server.errors import refuse, too_long, unavailable
 from server.generate import Job
 from server.presets import fields_below, merged, resolve_sampling, sampling_fields
+from server.programs import check_program, setting
 from server.prompt_boundary import check_boundary
 from server.prompt_boundary import report as boundary_report
 from server.prompts import PromptInput
@@ -128,17 +130,23 @@ def make_plan(
     default_max_tokens: int | None,
     logprobs: int | None,
     prompt_logprobs: int | None,
-    n: int,
+    n: int | None,
     best_of: int | None = None,
     echo: bool = False,
     coverings: list[Covering] | None = None,
 ) -> Plan:
-    """The plan of a checked call. Without `max_tokens` the default counts, and without that the rest of the context."""
+    """The plan of a checked call. Without `max_tokens` the default counts, and without that the rest of the context;
+    a program has defaults of its own."""
     body, model, limits = call.body, call.model, call.state.limits
-    made = best_of or n
     layers = (call.request, call.preset, model.generation_defaults)
     runner = model.runner
     chain = resolve_sampling(sampling_fields(body, *layers, model.tokenizer), runner.vocab_size, runner.facts)
+    program = None if chain.program is None else PROGRAMS.get(chain.program.name)
+    n = n or (1 if program is None else program.default_n)
+    made = best_of or n
+    if program is not None:
+        default_max_tokens = program.default_max_tokens or default_max_tokens
+        check_program(program, body, best_of, model, len(prompts) * made, limits)
     if body.logprob_token_ids and logprobs is None:
         refuse("'logprob_token_ids' needs 'logprobs'", "logprob_token_ids")
     if coverings is not None:
@@ -154,6 +162,8 @@ def make_plan(
         budget = _token_budget(model, prompt, max_tokens, max_tokens_field, default_max_tokens)
         if (body.min_tokens or 0) > budget:
             refuse(f"'min_tokens' must not be larger than the {budget} tokens to generate", "min_tokens")
+        if program is not None:
+            program.check(chain.program.values, setting(chain, made, budget, body.min_tokens or 0, runner.facts))
         requests.append(
             DecodeRequest(
                 id=f"{identity}-{index}",
@@ -165,6 +175,7 @@ def make_plan(
                 min_tokens=body.min_tokens or 0,
                 eos_token_ids=frozenset() if body.ignore_eos else model.eos_token_ids,
                 stop_token_ids=frozenset(body.stop_token_ids or ()),
+                stops=() if program is None else tuple(stop.encode() for stop in stops),
                 logprobs=logprobs,
                 prompt_logprobs=prompt_logprobs,
                 processed_logprobs=body.logprobs_mode == "processed",

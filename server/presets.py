@@ -11,6 +11,7 @@ from typing import Any
 from samplers.chain import Chain, resolve
 from samplers.contract import SamplerError
 from samplers.model_facts import NO_FACTS, ModelFacts
+from samplers.programs.contract import PROGRAMS
 from samplers.registry import DRAWS, STAGES
 from server.errors import ApiError, bad_request
 from server.refusals import HANDLED, check_common, refuse_unavailable
@@ -85,9 +86,15 @@ def sampling_fields(
     values |= {name: both[name] for name in PASSED_SAMPLING if both.get(name) is not None}
     if body.bad_words is not None:
         values["bad_words_ids"] = bad_word_ids(values.pop("bad_words"), codec)
+    if body.use_beam_search:
+        values["sampler"] = [*_items(values.get("sampler")), beam_item(body)]
+        if values.get("temperature") == 0:  # what clients of other servers send with it
+            del values["temperature"]
     fallbacks = {name: defaults[name] for name in GENERATION_CONFIG if defaults.get(name) is not None}
     if defaults.get("do_sample") is False:
         fallbacks["temperature"] = 0.0
+    if any(_name(item) in PROGRAMS for item in _items(values.get("sampler"))):
+        fallbacks.clear()  # how a model likes to be sampled says nothing about how it is searched
     own = {name for name, value in request.items() if _is_given(name, value)}
     if "bad_words" in own:
         own.add("bad_words_ids")
@@ -98,6 +105,12 @@ def sampling_fields(
     if "sampler" in own:  # the request's chain replaces what the preset says about the same stages
         values = {name: value for name, value in values.items() if name in own or name not in spoken_for}
     return {**{name: value for name, value in fallbacks.items() if name not in spoken_for}, **values}
+
+
+def beam_item(body: GenerationBody) -> dict[str, Any]:
+    """The program behind `use_beam_search`: as many beams as choices."""
+    item = {"name": "beam", "beam_width": body.n or 1, "length_penalty": body.length_penalty}
+    return {name: value for name, value in item.items() if value is not None}
 
 
 def fields_below(preset: Mapping[str, Any], defaults: Mapping[str, Any]) -> set[str]:
@@ -131,13 +144,17 @@ def _items(sampler: Any) -> list[Any]:
 
 def _fields(item: Any) -> set[str]:
     """Flat names of what a chain's item speaks for."""
-    name = item.get("name") if isinstance(item, Mapping) else item
-    if not isinstance(name, str) or not (name in STAGES or name in DRAWS):
+    name = _name(item)
+    if not (name in STAGES or name in DRAWS):
         return set()
     if name in DRAWS:
         return {"draw"} | {param.name for param in DRAWS.get(name).params}
     stage = STAGES.get(name)
     return {param.name for param in stage.params} | set(stage.structured)
+
+
+def _name(item: Any) -> Any:
+    return item.get("name") if isinstance(item, Mapping) else item
 
 
 def _overridden(item: Any, values: Mapping[str, Any], own: set[str]) -> Any:

@@ -22,7 +22,6 @@ BACKENDS = ("auto", "xgrammar", "guidance", "llguidance", "outlines", "lm-format
 # name -> what is missing; null and false ask for nothing
 UNAVAILABLE = {
     "voting": "voting is",
-    "use_beam_search": "beam search is",
     "thinking_token_budget": "a thinking budget is",
     "custom_logit_processor": "code sent by clients is never executed; it is",
     "lora_path": "name an adapter by its model id; adapter paths are",

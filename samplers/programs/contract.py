@@ -111,7 +111,7 @@ class Program(Protocol):
     draws: ClassVar[frozenset[str]]  # draws it can be combined with; without any it draws nothing
     default_n: ClassVar[int]  # choices of a request that does not say
     default_max_tokens: ClassVar[int | None]  # None: the endpoint's
-    default_temperature: ClassVar[float | None]  # None: the server's
+    default_temperature: ClassVar[float | None]  # None: 1
 
     def parse(self, field: str, value: Any, path: str, model: ModelFacts) -> Any:
         """The checked value of a structured field. Raises SamplerError."""
@@ -143,7 +143,7 @@ class BaseProgram:
         raise SamplerError(f"'{path}' is not a field of {self.name}", path)
 
     def check(self, values: Mapping[str, Any], setting: Setting) -> None:
-        if not self.draws and setting.temperature != 1:
+        if not self.draws and (setting.temperature != 1 or "temperature" in setting.stages):
             raise SamplerError(f"'{self.name}' works at temperature 1 only, got {setting.temperature:g}", "temperature")
         allowed = self.draws or {"iid"}
         if setting.draw not in allowed:

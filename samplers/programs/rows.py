@@ -18,7 +18,7 @@ class Rows:
     """R rows in the order of the branches. A row that the request's masks leave empty has no candidates."""
 
     def __init__(self, raw: Tensor, shaped: Tensor, drawn: Sequence[int], scorer: Scorer | None = None) -> None:
-        """raw, shaped: [R, V] fp32, before and after the stages; drawn: the chain's draw of each, -1 of an empty row."""
+        """raw, shaped: [R, V] fp32, before and after the stages; drawn: what the chain's draw picked, -1: nothing."""
         self.raw = raw
         self.shaped = shaped
         self.drawn = drawn

@@ -110,13 +110,13 @@ class ChatAnswer:
     def _last(self, chunk: dict[str, Any], folded: Folded) -> dict[str, Any]:
         """Adds the report where no usage chunk follows."""
         if folded.complete and not self.plan.include_usage:
-            return chunk | {"drafthouse": folded.report()}
+            return chunk | folded.tell()
         return chunk
 
     def closing(self, folded: Folded) -> Iterator[dict[str, Any]]:
         """What follows the last choice's end."""
-        if self.plan.include_usage:
-            yield self._frame([], folded.usage()) | {"drafthouse": folded.report()}
+        if not folded.told:  # a usage chunk is wanted, or a program went on after its last choice
+            yield self._frame([], folded.usage() if self.plan.include_usage else None) | folded.tell()
 
     def _frame(self, choices: list[dict[str, Any]], usage: dict[str, Any] | None) -> dict[str, Any]:
         plan = self.plan

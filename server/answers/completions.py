@@ -42,7 +42,8 @@ class CompletionAnswer:
         """The choices to return, renumbered where the best of more were asked for."""
         made, n = self.plan.job.n, self.plan.n
         for prompt in range(len(self.plan.prompts)):
-            candidates = [folded.choices[prompt * made + j] for j in range(made)]
+            numbers = range(prompt * made, (prompt + 1) * made)
+            candidates = [folded.choices[number] for number in numbers if number in folded.choices]
             if n < made:
                 candidates = sorted(candidates, key=_mean_logprob, reverse=True)[:n]
             for j, event in enumerate(candidates):
@@ -104,13 +105,13 @@ class CompletionAnswer:
             choice = self._choice(event, folded, opening)
             chunk = self._frame([choice], folded.usage() if self.plan.continuous_usage else None)
             if folded.complete and not self.plan.include_usage:
-                chunk["drafthouse"] = folded.report()
+                chunk |= folded.tell()
             yield chunk
 
     def closing(self, folded: Folded) -> Iterator[dict[str, Any]]:
         """What follows the last choice's end."""
-        if self.plan.include_usage:
-            yield self._frame([], folded.usage()) | {"drafthouse": folded.report()}
+        if not folded.told:  # a usage chunk is wanted, or a program went on after its last choice
+            yield self._frame([], folded.usage() if self.plan.include_usage else None) | folded.tell()
 
     def _frame(self, choices: list[dict[str, Any]], usage: dict[str, Any] | None) -> dict[str, Any]:
         plan = self.plan

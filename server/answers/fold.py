@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncIterable
+from collections.abc import AsyncIterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,9 +25,15 @@ class Folded:
     cached: dict[int, int] = field(default_factory=dict)
     completion_tokens: int = 0
     ended: int = 0
+    absent: int = 0  # choices that programs did not find
+    programs: dict[int, Mapping[str, Any]] = field(default_factory=dict)  # what programs say, by prompt
+    told: bool = False  # a chunk has the report
 
     def note(self, step: Step) -> None:
-        """What concerns prompts: scores and cache hits."""
+        """What concerns prompts: scores, cache hits, programs."""
+        self.absent += step.absent
+        if step.report is not None:
+            self.programs[step.prompt] = step.report
         self.cached[step.prompt] = max(self.cached.get(step.prompt, 0), step.cached_tokens)
         if step.prompt_scores is not None:
             self.prompt_scores[step.prompt] = step.prompt_scores
@@ -48,7 +54,9 @@ class Folded:
 
     @property
     def complete(self) -> bool:
-        return self.ended == len(self.plan.prompts) * self.plan.job.n
+        prompts = len(self.plan.prompts)
+        reported = self.plan.chain.program is None or len(self.programs) == prompts
+        return reported and self.ended + self.absent == prompts * self.plan.job.n
 
     @property
     def listed(self) -> int:
@@ -69,6 +77,11 @@ class Folded:
             "completion_tokens_details": {"reasoning_tokens": 0},
         }
 
+    def tell(self) -> dict[str, Any]:
+        """What the chunk with the report gets."""
+        self.told = True
+        return {"drafthouse": self.report()}
+
     def report(self) -> dict[str, Any]:
         """The `drafthouse` object: what was actually used, in the form a request would say it."""
         order = {"sampler_order": "given"} if self.plan.chain.given_order else {}
@@ -80,7 +93,15 @@ class Folded:
             "experiment": None,
             "seed": self.plan.seed,
             **({} if self.plan.boundary is None else {"prompt_boundary": self.plan.boundary}),
+            **self._program(),
         }
+
+    def _program(self) -> dict[str, Any]:
+        """What the programs say: an object, or a list of them where there are several prompts."""
+        if self.plan.chain.program is None:
+            return {}
+        reports = [self.programs.get(prompt) for prompt in range(len(self.plan.prompts))]
+        return {"program": reports[0] if len(reports) == 1 else reports}
 
 
 async def fold(plan: Plan, steps: AsyncIterable[Step]) -> Folded:
@@ -101,4 +122,6 @@ def end_fields(end: End) -> dict[str, Any]:
         "stop_reason": end.stop_reason,
         "cumulative_logprob": end.cumulative_logprob if math.isfinite(end.cumulative_logprob) else FLOOR,
     }
+    if end.details:
+        fields["drafthouse"] = dict(end.details)
     return fields if end.failure is None else fields | {"failure": end.failure}

@@ -41,7 +41,7 @@ async def chat_completions(request: Request) -> Response:
         default_max_tokens=default,
         logprobs=top,
         prompt_logprobs=body.prompt_logprobs,
-        n=body.n or 1,
+        n=body.n,
         coverings=await cover_prompts(
             model, body.prompt_boundary, [prompt], open_end=bool(body.continue_final_message)
         ),

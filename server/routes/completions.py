@@ -43,7 +43,7 @@ async def completions(request: Request) -> Response:
         default_max_tokens=DEFAULT_MAX_TOKENS,
         logprobs=body.logprobs,
         prompt_logprobs=max(scored, default=None),
-        n=body.n or 1,
+        n=body.n,
         best_of=body.best_of,
         echo=echo,
         # without a token to generate nothing depends on how the prompt's end is written

@@ -134,7 +134,7 @@ def test_c41_unknown_extras(client: openai.OpenAI, raw: httpx.Client) -> None:
 @pytest.mark.parametrize(
     ("field", "value"),
     [
-        ("use_beam_search", True), ("thinking_token_budget", 5), ("custom_logit_processor", "x"), ("lora_path", "x"),
+        ("thinking_token_budget", 5), ("custom_logit_processor", "x"), ("lora_path", "x"),
         ("return_hidden_states", True), ("voting", {"rule": "majority"}), ("typical_p", 1.5), ("mirostat_tau", -3),
         ("modalities", ["audio"]), ("audio", {}), ("chat_template", "{{ 1 }}"), ("functions", []),
         ("retrieval", {}), ("routing", {}), ("experiment", "x"), ("experiment", 0), ("top_a", 1.5), ("tfs", 0),

@@ -1,0 +1,38 @@
+"""Requests that a program decodes: what they cannot have, and what their program has to know to check itself."""
+
+from __future__ import annotations
+
+from samplers.chain import Chain
+from samplers.model_facts import ModelFacts
+from samplers.programs.contract import Program, Setting
+from server.errors import refuse, unavailable
+from server.schema.common import GenerationBody
+from server.state import Limits, ServedModel
+
+
+def check_program(
+    program: Program, body: GenerationBody, best_of: int | None, model: ServedModel, choices: int, limits: Limits
+) -> None:
+    """Refuse what no program, or this runner, can honour. `choices`: of all prompts."""
+    name, runner = program.name, model.runner
+    for need in sorted(program.needs - {str(one) for one in runner.capabilities}):
+        raise unavailable("sampler", f"'{name}' on runner '{runner.name}', for a model without '{need}', is")
+    if choices > limits.choices_per_request:
+        refuse(f"prompts times choices may be at most {limits.choices_per_request}", "n")
+    if best_of is not None:
+        refuse(f"'best_of' excludes '{name}'", "best_of")
+    if body.max_tokens == 0:
+        refuse(f"'{name}' needs 'max_tokens' of at least 1", "max_tokens")
+    if body.return_sampler_trace:
+        refuse(f"'return_sampler_trace' excludes '{name}': its tokens are not drawn one after the other", "sampler")
+    if body.prompt_boundary not in (None, "off"):
+        refuse(f"'prompt_boundary' excludes '{name}'", "prompt_boundary")
+    if body.stop and runner.facts.pieces is None:
+        refuse(f"'stop' excludes '{name}' here: the text of this model's tokens is not known", "stop")
+
+
+def setting(chain: Chain, n: int, max_tokens: int, min_tokens: int, model: ModelFacts) -> Setting:
+    """What a program may ask about its request."""
+    stages = {item.name: item.values for item in chain.stages}
+    temperature = 0.0 if chain.greedy else stages.get("temperature", {}).get("temperature", 1.0)
+    return Setting(n, max_tokens, min_tokens, temperature, frozenset(stages), chain.draw.name, model)
