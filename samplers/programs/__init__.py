@@ -2,6 +2,7 @@
 
 from samplers.programs import (  # noqa: F401 - they register themselves
     beam,
+    conditional_beam,
     eager,
     priority,
     superposed,

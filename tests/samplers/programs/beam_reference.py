@@ -66,10 +66,11 @@ def beam_search(
     diversity: float = 0.0,
     bonus: Callable[[Ids], float] = lambda ids: 0.0,
     admits: Callable[[Ids], bool] = lambda ids: True,
+    judges: Callable[[Ids], bool] = lambda ids: True,
 ) -> list[Ids]:
     """The texts found, best first. `stop`: as the program's, or `never` while there is anything to go on with.
 
-    `bonus` of a text that has not ended; `admits` a text, ended or not.
+    `bonus` of a text that has not ended; `admits` a text, ended or not; `judges` an ended one of the best 2W.
     """
     share = width // groups
     beams: list[list[Ids]] = [[()] for _ in range(groups)]
@@ -87,6 +88,7 @@ def beam_search(
             every = [(*beam, token) for beam in beams[group] for token in range(toy.vocab)]
             before = {ids: bonus(ids[:-1]) if ids[:-1] else 0.0 for ids in every}
             every = sorted(filter(admits, every), key=lambda ids: -rank(ids, before[ids]))[: 2 * share]
+            every = [ids for ids in every if not toy.ended(ids) or judges(ids)]
             every.sort(key=lambda ids: -rank(ids, weight(ids)))
             stopped = [ids for ids in every[:share] if ids[-1] == 0]
             others = [ids for ids in every if ids[-1] != 0][:share]
