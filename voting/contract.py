@@ -1,53 +1,86 @@
-"""The contract of voting rules: samples of one prompt in, a table of weighted answer clusters out.
+"""The contract of voting: samples of one prompt, clusters of equivalent answers, and rules that weigh them.
 
-Knows nothing about how samples are drawn. Log-probabilities are those of the raw model; weights are float64.
+Knows nothing about how samples are drawn. Log-probabilities are natural logs under the raw model; weights are float64.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import ClassVar, Protocol
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Protocol
 
+from samplers.contract import Param
 from samplers.registry import Registry
+
+TIE = 1e-12  # relative difference of weights below which clusters are tied
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One finished choice."""
+    """One finished completion."""
 
-    index: int
-    token_ids: tuple[int, ...]
-    logprobs: tuple[float, ...]  # raw, one per token, an ending EOS included
+    index: int  # choice i of the request with n = K
     text: str
-    answer: str | None  # None: none could be extracted; the sample abstains
+    answer: str | None = None  # as extracted; None: it abstains
+    option: bool = False  # the answer is the letter of an option
+    token_ids: tuple[int, ...] | None = None  # generated, an ending EOS included; None: not known
+    n_tokens: int = 0
+    mean_logprob: float | None = None  # per generated token; None: not known
+    finish_reason: str = "stop"
+    abstain_reason: str | None = None  # 'no_answer', 'truncated', 'repetition', 'bad_logprob', 'low_confidence', ...
+    weight: float = 1.0  # of samplers that weigh their samples (EAGER's tree_weight)
+    entropies: tuple[float, ...] | None = None  # nats, of each token's renormalised top k
+    confidences: tuple[float, ...] | None = None  # of each token: minus the mean ln p of its top k
+    scores: Mapping[str, float] = field(default_factory=dict)  # by scorer
+
+    @property
+    def abstains(self) -> bool:
+        return self.answer is None or self.abstain_reason is not None
+
+    @property
+    def q(self) -> float:
+        """exp of the mean log-probability: 1 / perplexity. Raises ValueError where it is not known."""
+        if self.mean_logprob is None:
+            raise ValueError(f"sample {self.index} has no log-probabilities")
+        return math.exp(self.mean_logprob)
+
+    @property
+    def identity(self) -> tuple[int, ...] | str:
+        """What equal completions have in common: their tokens, or where these are not known their text."""
+        return self.text if self.token_ids is None else self.token_ids
 
 
 @dataclass(frozen=True)
 class Cluster:
-    """Samples whose answers are equivalent."""
+    """Samples that do not abstain and whose answers are equivalent. `members` ascend."""
 
-    answer: str
+    answer: str  # of its first member
+    key: str  # canonical form of the answer
+    rung: int  # of the equivalence ladder, the highest one that merged two of its answers; 0: all spelled alike
     members: tuple[int, ...]  # sample indices
-    weight: float
-    share: float  # of all weight outside the abstaining samples
 
 
 @dataclass(frozen=True)
-class Table:
-    """Clusters, heaviest first; ties go to the smaller first index."""
+class Tally:
+    """What a rule makes of the clusters. Weights are not negative; without any the vote is undecided."""
 
-    clusters: tuple[Cluster, ...]
-    abstained: tuple[int, ...]
+    weights: tuple[float, ...]  # one per cluster, in the clusters' order
+    confidence: float | None = None  # in the winner, where it is not its share of the weights
+    shares: bool = True  # whether weights are comparable, so that shares mean something
+    pruned: Mapping[int, str] = field(default_factory=dict)  # sample index -> why it counts for nothing
+    notes: Mapping[str, Any] = field(default_factory=dict)  # finite JSON: fitted parameters, status, flags
 
 
 class VotingRule(Protocol):
-    """Weighs the answers of repeated samples."""
+    """Weighs clusters of answers. Stateless and pure: equal samples give equal tallies."""
 
     name: ClassVar[str]
+    params: ClassVar[tuple[Param, ...]]  # of the request's `voting.params`
+    needs: ClassVar[frozenset[str]]  # of samples: 'logprobs', 'entropies', 'confidences', 'scores'
 
-    def tally(self, samples: Sequence[Sample]) -> Table:
-        """A pure function of the samples in index order."""
+    def tally(self, samples: Sequence[Sample], clusters: Sequence[Cluster], values: Mapping[str, Any]) -> Tally:
+        """samples: all of them, in index order; clusters: of those that do not abstain, by first member."""
         ...
 
 
