@@ -139,8 +139,12 @@ def generate(
     prompt: Annotated[str, typer.Argument(help="text to continue, or the user's message with --chat")],
     model: Annotated[str, typer.Option(help=_help("model"))] = "drafthouse-tiny",
     chat: Annotated[bool, typer.Option(help="apply the model's chat template")] = False,
-    max_tokens: Annotated[int, typer.Option(min=1, help="tokens to generate at most")] = 128,
-    n: Annotated[int, typer.Option("-n", min=1, max=128, help="number of choices")] = 1,
+    max_tokens: Annotated[
+        int | None, typer.Option(min=1, help="tokens to generate at most; 128, or what is usual for a program")
+    ] = None,
+    n: Annotated[
+        int | None, typer.Option("-n", min=1, max=128, help="number of choices; 1, or what is usual for a program")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="repeat a result; drawn and printed when absent")] = None,
     temperature: Annotated[float | None, typer.Option(help="0 is greedy; 1 if neither this nor --sampler says")] = None,
     sampler: Annotated[str | None, typer.Option(help="sampler as JSON or a name, as in a request")] = None,

@@ -12,17 +12,21 @@ from rich.console import Console
 
 from engine.request import DecodeRequest, FinishReason
 from samplers.chain import resolve
+from samplers.programs.contract import PROGRAMS
 from server.config import ConfigError, load_config
 from server.launch import serve_model
+from server.programs import setting
 from server.state import ServedModel
+
+MAX_TOKENS = 128  # of a request that does not say
 
 
 def generate_once(
     prompt: str,
     model: str,
     chat: bool,
-    max_tokens: int,
-    n: int,
+    max_tokens: int | None,
+    n: int | None,
     seed: int | None,
     temperature: float | None,
     sampler: str | None,
@@ -30,7 +34,10 @@ def generate_once(
     dtype: str | None,
     ngrams: str | None,
 ) -> None:
-    """Print `n` choices; the first streams. Raises OSError or ValueError for what cannot be loaded or done."""
+    """Print `n` choices, of a program as many as there are; the first streams.
+
+    Raises OSError or ValueError for what cannot be loaded or done.
+    """
     check_seed(seed)
     notes = Console(stderr=True)
     fields: dict[str, Any] = {"temperature": temperature, "sampler": parse_sampler(sampler)}
@@ -49,12 +56,13 @@ def one_request(
     chat: bool,
     fields: dict[str, Any],
     *,
-    max_tokens: int,
-    n: int = 1,
+    max_tokens: int | None,
+    n: int | None = 1,
     seed: int | None = None,
     trace: int | None = None,
 ) -> DecodeRequest:
-    """The request that the command line describes; the seed is drawn where it gives none. Raises ValueError."""
+    """The request that the command line describes; what it does not say is as usual for what decodes it, and the seed
+    is drawn. Raises ValueError."""
     codec, runner = served.tokenizer, served.runner
     if chat:
         messages = [{"role": "user", "content": prompt}]
@@ -67,12 +75,23 @@ def one_request(
     room = runner.max_model_len - len(ids)
     if room < 1:
         raise ConfigError(f"the prompt has {len(ids)} tokens, the model's context is {runner.max_model_len}")
+    chain = resolve(fields, runner.vocab_size, runner.facts)
+    program = None if chain.program is None else PROGRAMS.get(chain.program.name)
+    if program is not None:
+        n, max_tokens = n or program.default_n, max_tokens or program.default_max_tokens
+    n, max_tokens = n or 1, min(max_tokens or MAX_TOKENS, room)
+    if program is not None:
+        if trace is not None:
+            raise ConfigError(
+                f"'{program.name}' is a program: only what draws one token after the other can be explained"
+            )
+        program.check(chain.program.values, setting(chain, n, max_tokens, 0, runner.facts))
     return DecodeRequest(
         id="generate",
         prompt_ids=tuple(ids),
-        chain=resolve(fields, runner.vocab_size, runner.facts),
+        chain=chain,
         seed=secrets.randbits(63) if seed is None else seed,
-        max_tokens=min(max_tokens, room),
+        max_tokens=max_tokens,
         n=n,
         eos_token_ids=served.eos_token_ids,
         trace=trace,
@@ -119,6 +138,7 @@ async def _print_choices(served: ServedModel, request: DecodeRequest) -> None:
             if choice == 0:
                 sys.stdout.write(new)
                 sys.stdout.flush()
+        texts = texts[: len(texts) - output.absent]
     for text in texts[1:]:
         sys.stdout.write(f"\n---\n{text}")
     sys.stdout.write("\n")
