@@ -26,7 +26,10 @@ from samplers.programs.text import Text
 
 _LARGEST_REGEX = 1000  # instructions of the compiled expression, each of which a byte of text can cost a step of
 _REGEX_MEMORY_BYTES = 1 << 20
-_NEXT_BYTES = b"a", b"-", b"\n"  # one of each kind that the end of a match can tell apart
+_NEXT_BYTES = (
+    b"a",
+    b"-",
+)  # within words and not; where a match ends before the latter, it ends before "\n" and nothing too
 
 Ids = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
@@ -138,9 +141,7 @@ class RegexNot(Part):
 
     def possible(self, text: Text) -> bool:
         """Whether there are ways to go on without a match: one that ends here can depend on what comes next."""
-        if self.holds(text):
-            return True
-        return not all(self._before_last.search(text.data + byte) for byte in _NEXT_BYTES)
+        return self.holds(text) or not all(self._before_last.search(text.data + byte) for byte in _NEXT_BYTES)
 
     def holds(self, text: Text) -> bool:
         return self._matches.search(text.data) is None

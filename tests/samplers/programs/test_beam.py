@@ -11,6 +11,7 @@ import pytest
 from samplers.contract import SamplerError
 from samplers.model_facts import ModelFacts
 from samplers.programs.beam import Beam
+from samplers.programs.beam_search import Terms
 from samplers.programs.branch import Branch
 from samplers.programs.contract import Setting
 from samplers.testing.program_world import Outcome, decode, with_defaults
@@ -84,6 +85,14 @@ def test_the_bound_is_safe(width: int, alpha: float) -> None:
         assert len(set(outcome.texts)) == len(outcome.texts)
 
 
+@pytest.mark.parametrize("alpha", [-5.0, *ALPHAS, 5.0])
+def test_no_text_that_goes_on_comes_to_more_than_the_bound(alpha: float) -> None:
+    terms = Terms(4, alpha, first=False)
+    for length in range(1, 9):
+        scores = [terms.score(-2.5, ended) for ended in range(length + 1, 10)]
+        assert terms.reach(-2.5, length, longest=9) == max(scores)
+
+
 @pytest.mark.parametrize("alpha", [-1.0, 0.0, 0.5])
 def test_the_bound_stops_early(alpha: float) -> None:
     toys = [Toy(seed, vocab=4, max_tokens=6, ending_bias=1) for seed in SEEDS]
@@ -112,6 +121,8 @@ def test_first_can_be_worse_than_the_bound() -> None:
 def test_ties_go_to_the_higher_beam_then_to_the_lower_id() -> None:
     outcome = run_law(lambda _: [-9.0, 0.0, 0.0, 0.0], width=2, max_tokens=2)
     assert outcome.texts == [(1, 1), (1, 2)]
+    outcome = run_law(lambda _: [-9.0] + [0.0] * 49, width=8, max_tokens=3)
+    assert outcome.texts == [(1, 1, token) for token in range(1, 9)]
 
 
 def test_the_empty_text_can_be_the_mode() -> None:

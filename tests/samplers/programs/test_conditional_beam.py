@@ -237,6 +237,15 @@ def test_a_wrong_zero_does_not_make_the_search_incomplete(oracle: Oracle) -> Non
         assert outcome.texts == sorted(toy.texts(), key=lambda ids: -toy.logp(ids))
 
 
+def test_below_a_millionth_probabilities_are_all_the_same(oracle: Oracle) -> None:
+    for seed in SEEDS:
+        toy, texts = Toy(seed, vocab=4, max_tokens=6), []
+        for exponent in (lambda ids: 7 + ids[-1], lambda ids: 6):
+            oracle.says = lambda ids, ended, exponent=exponent: 1.0 if ended else 10.0 ** -exponent(ids)
+            texts.append(run(toy, JUDGED, 2, lookahead="classifier").texts)
+        assert texts[0] == texts[1]
+
+
 def test_a_classifier_is_asked_once_a_step_about_2w_texts_at_most(oracle: Oracle) -> None:
     outcome = run(Toy(1, vocab=5, max_tokens=6, ending_bias=-1), JUDGED, 3, lookahead="classifier")
     assert len(oracle.batches) == outcome.passes + 1  # and once about what was found

@@ -165,6 +165,8 @@ def test_tokens_ruled_out(parts: dict[str, Any], ids: list[int], forbidden: set[
         (r"b\b", [2, 5], False),
         (r"b\B", [2], True),
         (r"b\b|b\B", [2], False),  # one or the other
+        (r"(?m)b$|b\B", [2], True),  # a sign may follow
+        (r"(?m)b$|b\b", [2], True),
         ("b$", [2], True),
         ("(?m)b$", [2, 1], True),
         ("(?m)b$", [2, 5], False),
