@@ -26,10 +26,8 @@ from samplers.programs.text import Text
 
 _LARGEST_REGEX = 1000  # instructions of the compiled expression, each of which a byte of text can cost a step of
 _REGEX_MEMORY_BYTES = 1 << 20
-_NEXT_BYTES = (
-    b"a",
-    b"-",
-)  # within words and not; where a match ends before the latter, it ends before "\n" and nothing too
+# A byte of a word and one of none. A match that can end before the second can end before a line's or the text's end too.
+_NEXT_BYTES = b"a", b"-"
 
 Ids = npt.NDArray[np.int64]
 Mask = npt.NDArray[np.bool_]
