@@ -26,7 +26,7 @@ from samplers.programs.text import Text
 
 _LARGEST_REGEX = 1000  # instructions of the compiled expression, each of which a byte of text can cost a step of
 _REGEX_MEMORY_BYTES = 1 << 20
-# A byte of a word and one of none. A match that can end before the second can end before a line's or the text's end too.
+# A byte of a word and one of none: what may end before the second may end before the end of a line or text, too.
 _NEXT_BYTES = b"a", b"-"
 
 Ids = npt.NDArray[np.int64]
