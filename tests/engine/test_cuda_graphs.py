@@ -72,9 +72,9 @@ def test_layout_of_rows_and_padding(batches: list[list[int]], rng: random.Random
 def test_which_steps_the_buffers_take() -> None:
     buffers = DecodeBuffers(2, 8, PAGE, CPU)
 
-    def step(*spans: Span, embeds: Tensor | None = None) -> Step:
+    def step(*spans: Span) -> Step:
         rows = torch.arange(spans[-1].stop)
-        return Step(rows, rows, rows, rows, list(spans), input_embeds=embeds)
+        return Step(rows, rows, rows, rows, list(spans))
 
     single = Span(0, 1, 3, ((4, 8),))
     assert buffers.take(step(single)) and buffers.take(step(single, Span(1, 1, 7, ((8, 16),))))
@@ -82,7 +82,6 @@ def test_which_steps_the_buffers_take() -> None:
     assert not buffers.take(step(Span(0, 1, 8, ((4, 13),))))
     assert not buffers.take(step(Span(0, 1, 3, ((4, 8),), np.ones((1, 1), bool), np.zeros(1, np.int64))))
     assert not buffers.take(step(single, Span(1, 1, 0, ((8, 9),)), Span(2, 1, 0, ((12, 13),))))
-    assert not buffers.take(step(single, embeds=torch.zeros(1, 4)))
 
 
 def graphed(kind: str, rows: int = 9, recorder: object = None, tokens: int = 64) -> tuple[PagedDriver, Rerun]:
