@@ -1,4 +1,4 @@
-"""Programs give the same through engine, scheduler, executor and stack as over a plain function, whoever runs beside."""
+"""Programs give the same through engine, scheduler, executor and stack as over a plain function, with others beside."""
 
 from __future__ import annotations
 
