@@ -12,14 +12,13 @@ from samplers import registry as registry_module
 from samplers.contract import SamplerError
 from samplers.registry import Registry
 from spec_decode.contract import DRAFTERS, VERIFIERS, DraftTree, Law, TreeError
-from voting.contract import VOTING_RULES
 
 
 class Plugin:
     name = "plugin"
 
 
-@pytest.mark.parametrize("registry", [DRAFTERS, VERIFIERS, VOTING_RULES])
+@pytest.mark.parametrize("registry", [DRAFTERS, VERIFIERS])
 def test_an_empty_registry_says_so(registry: Registry) -> None:
     with pytest.raises(SamplerError, match="known: none"):
         registry.get("anything")

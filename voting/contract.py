@@ -63,13 +63,17 @@ class Cluster:
 
 @dataclass(frozen=True)
 class Tally:
-    """What a rule makes of the clusters. Weights are not negative; without any the vote is undecided."""
+    """What a rule makes of the clusters."""
 
-    weights: tuple[float, ...]  # one per cluster, in the clusters' order
+    weights: tuple[float, ...]  # one per cluster, in the clusters' order; not negative where `shares`
+    choice: int | None = None  # the sample that the rule itself picks; None: the heaviest cluster's most probable one
     confidence: float | None = None  # in the winner, where it is not its share of the weights
-    shares: bool = True  # whether weights are comparable, so that shares mean something
+    shares: bool = True  # whether weights add up, so that shares mean something
+    sample_weights: Mapping[int, float] = field(default_factory=dict)  # sample index -> what it is worth
     pruned: Mapping[int, str] = field(default_factory=dict)  # sample index -> why it counts for nothing
-    notes: Mapping[str, Any] = field(default_factory=dict)  # finite JSON: fitted parameters, status, flags
+    pruning: Mapping[str, Any] | None = None  # finite JSON: the fit behind `pruned`
+    fallback: str | None = None  # another rule that had to decide, and why
+    notes: Mapping[str, Any] = field(default_factory=dict)  # finite JSON: thresholds and the like
 
 
 class VotingRule(Protocol):
@@ -77,10 +81,35 @@ class VotingRule(Protocol):
 
     name: ClassVar[str]
     params: ClassVar[tuple[Param, ...]]  # of the request's `voting.params`
-    needs: ClassVar[frozenset[str]]  # of samples: 'logprobs', 'entropies', 'confidences', 'scores'
+    structured: ClassVar[tuple[str, ...]]  # those that are no scalars, checked by `parse`
+    structured_defaults: ClassVar[Mapping[str, Any]]
+    default_samples: ClassVar[int]  # of a request that does not say
+    instruction: ClassVar[str]  # appended to the prompt, without it the samples lack what the rule reads
+
+    def parse(self, field: str, value: Any, path: str) -> Any:
+        """The checked value of a structured field. Raises SamplerError."""
+        ...
+
+    def check(self, values: Mapping[str, Any], samples: int) -> None:
+        """Raises SamplerError for values that exclude each other or a vote over this many samples."""
+        ...
+
+    def needs(self, values: Mapping[str, Any]) -> frozenset[str]:
+        """Of samples: 'logprobs', 'entropies', 'confidences', 'scores'."""
+        ...
+
+    def answer_text(self, text: str) -> str:
+        """The part of a completion in which its answer is looked for."""
+        ...
+
+    def abstentions(self, samples: Sequence[Sample], values: Mapping[str, Any]) -> Mapping[int, str]:
+        """Sample index -> why, of those that have an answer but nothing this rule could weigh it by. Raises
+        SamplerError where what the rule needs was never recorded."""
+        ...
 
     def tally(self, samples: Sequence[Sample], clusters: Sequence[Cluster], values: Mapping[str, Any]) -> Tally:
-        """samples: all of them, in index order; clusters: of those that do not abstain, by first member."""
+        """samples: all of them, in index order; clusters: of those that do not abstain, by first member, at least
+        one. `abstentions` have been applied to both."""
         ...
 
 
