@@ -46,6 +46,13 @@ class Sample:
         return math.exp(self.mean_logprob)
 
     @property
+    def sum_logprob(self) -> float:
+        """ln of the joint probability. Raises ValueError where it is not known."""
+        if self.mean_logprob is None or not self.n_tokens:
+            raise ValueError(f"sample {self.index} has no log-probabilities or no length")
+        return self.mean_logprob * self.n_tokens
+
+    @property
     def identity(self) -> tuple[int, ...] | str:
         """What equal completions have in common: their tokens, or where these are not known their text."""
         return self.text if self.token_ids is None else self.token_ids
@@ -95,7 +102,7 @@ class VotingRule(Protocol):
         ...
 
     def needs(self, values: Mapping[str, Any]) -> frozenset[str]:
-        """Of samples: 'logprobs', 'entropies', 'confidences', 'scores'."""
+        """Of samples: 'logprobs', 'lengths', 'entropies', 'confidences', 'scores'."""
         ...
 
     def answer_text(self, text: str) -> str:

@@ -13,6 +13,7 @@ from voting.contract import Cluster, Sample, Tally, VotingRule
 _FIELDS: Mapping[str, tuple[str, Callable[[Sample], Sequence[float] | None]]] = MappingProxyType(
     {
         "logprobs": ("mean_logprob", lambda sample: None if sample.mean_logprob is None else (sample.mean_logprob,)),
+        "lengths": ("n_tokens", lambda sample: (sample.n_tokens,) if sample.n_tokens else None),
         "entropies": ("topk_entropy", lambda sample: sample.entropies),
         "confidences": ("confs", lambda sample: sample.confidences),
     }
