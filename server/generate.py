@@ -10,7 +10,7 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from engine.request import DecodeRequest, Output, TokenScore
@@ -49,33 +49,31 @@ class Step:
 
 async def run(job: Job, metrics: Metrics) -> AsyncGenerator[Step]:
     """All steps of a job. Raises ApiError or what the runner raises."""
-    failures: list[tuple[int, ChoiceEvent, ApiError]] = []  # held back until it is known whether any choice succeeds
+    held: list[Step] = []  # ends of failed choices, and of their programs, until it is known whether any succeeds
     succeeded = False
     async with aclosing(_merged(job, metrics)) as steps:
         async for step in steps:
-            for event in step.events[:]:
-                if event.end is not None and event.end.failure is not None:
-                    step.events.remove(event)
-                    failures.append((step.prompt, event, _failure(event.end)))
-                elif event.end is not None:
-                    succeeded = True
-            if succeeded and failures:
-                step.events += [event for prompt, event, _ in failures if prompt == step.prompt]
+            failed = [event for event in step.events if event.end is not None and event.end.failure is not None]
+            others = [event for event in step.events if event.end is None or event.end.failure is None]
+            succeeded = succeeded or any(event.end is not None for event in others)
+            if succeeded:
+                for one in held:
+                    yield one
+                held.clear()
+            elif failed or step.report is not None:
+                held.append(Step(step.prompt, failed, absent=step.absent, report=step.report))
+                step = replace(step, events=others, absent=0, report=None)
+            if step.events or step.prompt_scores is not None or step.report is not None:
                 yield step
-                for prompt, event, _ in failures:
-                    if prompt != step.prompt:
-                        yield Step(prompt, [event])
-                failures.clear()
-            elif step.events or step.prompt_scores is not None or step.report is not None:
-                yield step
+    failures = [event for step in held for event in step.events]
     if failures:
-        raise failures[0][2]
+        raise _failure(failures[0])
 
 
-def _failure(end: End) -> ApiError:
+def _failure(event: ChoiceEvent) -> ApiError:
     """The error of a request none of whose choices succeeded."""
-    assert end.failure is not None
-    match end.failure:
+    assert event.end is not None and event.end.failure is not None
+    match event.end.failure:
         case {"code": code} if code == INTERNAL:
             return internal()
         case {"code": code, "message": message} if code == ABORTED:
