@@ -105,7 +105,8 @@ def resolve(fields: Mapping[str, Any], vocab_size: int, model: ModelFacts = NO_F
                 if param.name in one.excludes and values[other.name][param.name] != param.neutral:
                     raise SamplerError(f"'{one.name}' cannot be combined with '{param.name}'", param.name)
         if program is not None and not one.resumable:
-            raise SamplerError(f"'{program.name}' cannot be combined with '{one.name}'", _fields(one)[0])
+            field = "draw" if one is draw else _fields(one)[0]
+            raise SamplerError(f"'{program.name}' cannot be combined with '{one.name}'", field)
     active = [stage for stage in asked if stage.in_greedy or not greedy]
     active.sort(key=lambda stage: _place(stage, temperature_last))
     if given_order:

@@ -24,7 +24,7 @@ from server.choice import TextOptions
 from server.errors import refuse, too_long, unavailable
 from server.generate import Job
 from server.presets import fields_below, merged, resolve_sampling, sampling_fields
-from server.programs import check_program, setting
+from server.programs import check_program, check_values, setting
 from server.prompt_boundary import check_boundary
 from server.prompt_boundary import report as boundary_report
 from server.prompts import PromptInput
@@ -163,7 +163,8 @@ def make_plan(
         if (body.min_tokens or 0) > budget:
             refuse(f"'min_tokens' must not be larger than the {budget} tokens to generate", "min_tokens")
         if program is not None:
-            program.check(chain.program.values, setting(chain, made, budget, body.min_tokens or 0, runner.facts))
+            asked = setting(chain, made, budget, body.min_tokens or 0, runner.facts)
+            check_values(program, chain.program.values, asked, body.sampler)
         requests.append(
             DecodeRequest(
                 id=f"{identity}-{index}",

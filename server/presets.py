@@ -87,7 +87,10 @@ def sampling_fields(
     if body.bad_words is not None:
         values["bad_words_ids"] = bad_word_ids(values.pop("bad_words"), codec)
     if body.use_beam_search:
-        values["sampler"] = [*_items(values.get("sampler")), beam_item(body)]
+        others = _items(values.get("sampler"))
+        if any(_name(item) in PROGRAMS for item in others):
+            raise SamplerError("'use_beam_search' excludes a program in 'sampler'", "use_beam_search")
+        values["sampler"] = [*others, beam_item(body)]
         if values.get("temperature") == 0:  # what clients of other servers send with it
             del values["temperature"]
     fallbacks = {name: defaults[name] for name in GENERATION_CONFIG if defaults.get(name) is not None}
@@ -108,9 +111,12 @@ def sampling_fields(
 
 
 def beam_item(body: GenerationBody) -> dict[str, Any]:
-    """The program behind `use_beam_search`: as many beams as choices."""
-    item = {"name": "beam", "beam_width": body.n or 1, "length_penalty": body.length_penalty}
-    return {name: value for name, value in item.items() if value is not None}
+    """The program behind `use_beam_search`: as many beams as choices. Raises SamplerError."""
+    params = {param.name: param for param in PROGRAMS.get("beam").params}
+    item: dict[str, Any] = {"name": "beam", "beam_width": params["beam_width"].check(body.n or 1, "n")}
+    if body.length_penalty is not None:
+        item["length_penalty"] = params["length_penalty"].check(body.length_penalty, "length_penalty")
+    return item
 
 
 def fields_below(preset: Mapping[str, Any], defaults: Mapping[str, Any]) -> set[str]:

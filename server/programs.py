@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from samplers.chain import Chain
+from samplers.contract import SamplerError
 from samplers.model_facts import ModelFacts
 from samplers.programs.contract import Program, Setting
 from server.errors import refuse, unavailable
@@ -24,11 +28,34 @@ def check_program(
     if body.max_tokens == 0:
         refuse(f"'{name}' needs 'max_tokens' of at least 1", "max_tokens")
     if body.return_sampler_trace:
-        refuse(f"'return_sampler_trace' excludes '{name}': its tokens are not drawn one after the other", "sampler")
+        refuse(
+            f"'return_sampler_trace' excludes '{name}': its tokens are not drawn one after the other",
+            "return_sampler_trace",
+        )
     if body.prompt_boundary not in (None, "off"):
         refuse(f"'prompt_boundary' excludes '{name}'", "prompt_boundary")
     if body.stop and runner.facts.pieces is None:
         refuse(f"'stop' excludes '{name}' here: the text of this model's tokens is not known", "stop")
+
+
+def check_values(program: Program, values: Mapping[str, Any], asked: Setting, sampler: Any) -> None:
+    """What the program itself has against a request; of its own parameters the error names the place in `sampler`.
+
+    Raises SamplerError.
+    """
+    try:
+        program.check(values, asked)
+    except SamplerError as error:
+        if error.param in values:
+            error.param = f"{_place(program.name, sampler)}.{error.param}"
+        raise
+
+
+def _place(name: str, sampler: Any) -> str:
+    """Where a request's `sampler` has the item of this name."""
+    items = sampler if isinstance(sampler, list) else []
+    named = [item.get("name") if isinstance(item, Mapping) else item for item in items]
+    return f"sampler[{named.index(name)}]" if name in named else "sampler"
 
 
 def setting(chain: Chain, n: int, max_tokens: int, min_tokens: int, model: ModelFacts) -> Setting:
