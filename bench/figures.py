@@ -35,7 +35,7 @@ def draw_quality(quality: Quality, path: Path) -> None:
     for name, figures in quality.rows.items():
         x, y = figures["nll"], figures["self_bleu"]
         variety.errorbar(x.value, y.value, xerr=_sides(x), yerr=_sides(y), fmt="o", ms=4, lw=0.5, color=_color(name))
-        variety.annotate(name, (x.value, y.value), fontsize=6, xytext=(3, 3), textcoords="offset points")
+    _name_points(variety, {name: (one["nll"].value, one["self_bleu"].value) for name, one in quality.rows.items()})
     variety.set(xlabel="NLL of the output, nats per token", ylabel="self-BLEU (lower: more varied)", title="Variety")
 
     for family, grid in (("top-p", quality.top_p), ("typical", quality.typical)):
@@ -62,7 +62,7 @@ def draw_quality(quality: Quality, path: Path) -> None:
     accuracy.set_yticks(range(len(names)), names, fontsize=6)
     accuracy.invert_yaxis()
     accuracy.set(xlabel="held-out problems right, %", title="Accuracy")
-    accuracy.legend(fontsize=7)
+    accuracy.legend(fontsize=7, loc="lower right")
 
     for offset, index, label in ((-0.2, 0, "independent"), (0.2, 1, "arithmetic")):
         places = [i + offset for i in range(len(quality.pairs))]
@@ -96,6 +96,22 @@ def draw_cost(cost: Cost, path: Path) -> None:
     axes.legend()
     figure.savefig(path, dpi=110)
     pyplot.close(figure)
+
+
+def _name_points(axes: Any, points: dict[str, tuple[float, float]]) -> None:
+    """A name beside each point, as far as there is room: of names that would overlap the first ones are shown."""
+    texts = [
+        axes.annotate(name, place, fontsize=7, xytext=(4, 4), textcoords="offset points")
+        for name, place in points.items()
+    ]
+    axes.figure.canvas.draw()
+    shown: list[Any] = []
+    for text in texts:
+        box = text.get_window_extent()
+        if any(box.overlaps(other) for other in shown):
+            text.set_visible(False)
+        else:
+            shown.append(box)
 
 
 def _bars(axes: Any, places: list[float], figures: list[Figure], height: float, label: str) -> None:
