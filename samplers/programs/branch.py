@@ -65,13 +65,16 @@ class Limits:
         return End("length") if len(ids) >= self.max_tokens else None
 
     def _stopped(self, ids: Sequence[int]) -> bool:
+        """Whether a stop string ends in the last token: one that has come too early never counts."""
         new = self.piece(ids[-1])
+        if not new:
+            return False
         tail, wanted = new, max(map(len, self.stops)) - 1 + len(new)
         for token in reversed(ids[:-1]):
             if len(tail) >= wanted:
                 break
             tail = self.piece(token) + tail
-        return any(stop in tail for stop in self.stops)
+        return any(stop in tail[-(len(stop) - 1 + len(new)) :] for stop in self.stops)
 
     def piece(self, token: int) -> bytes:
         """What the token adds to the text."""
