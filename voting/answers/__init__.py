@@ -1,0 +1,1 @@
+"""What a completion answers, and which answers are the same."""
