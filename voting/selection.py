@@ -28,9 +28,9 @@ def tied(one: float, other: float) -> bool:
 
 
 def scores_of(samples: Sequence[Sample], scorer: str) -> dict[int, float]:
-    """Sample index -> score, of those that do not abstain. A single sample needs none."""
+    """Sample index -> score, of those that do not abstain. A single sample needs none and has 1."""
     able = voters(samples)
-    return {sample.index: sample.scores[scorer] if len(able) > 1 else 0.0 for sample in able}
+    return {sample.index: sample.scores[scorer] if len(able) > 1 else 1.0 for sample in able}
 
 
 def unscored(samples: Sequence[Sample], scorer: str) -> dict[int, str]:
