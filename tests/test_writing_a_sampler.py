@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import ast
 import json
-import re
 import shutil
-import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
@@ -16,33 +13,11 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.acceptance.process import Server, environment, running
+from tests.acceptance.process import Server, running
+from tests.documented import Document, lay_out, prints_what_it_says, run
 
-ROOT = Path(__file__).parent.parent
-TEXT = (ROOT / "docs" / "writing-a-sampler.md").read_text()
-ADDRESS = "http://127.0.0.1:8000"
+DOCUMENT = Document("writing-a-sampler.md")
 GROUPS = ("drafthouse.samplers", "drafthouse.draws")
-EXAMPLE_S = 300
-
-
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
-
-
-def named(file: str) -> str:
-    """The block behind the line that names its file."""
-    found = re.search(rf"^\*\*{re.escape(file)}\*\*\n\n```\w+\n(.*?)^```$", TEXT, re.MULTILINE | re.DOTALL)
-    assert found, f"no block for {file}"
-    return found.group(1)
-
-
-def lay_out(folder: Path, name: str, groups: dict[str, dict[str, str]], version: str = "0.1") -> None:
-    """What an installer leaves behind for a package with these entry points."""
-    metadata = folder / f"{name}-{version}.dist-info"
-    metadata.mkdir()
-    (metadata / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
-    lines = [f"[{group}]\n" + "".join(f"{k} = {v}\n" for k, v in points.items()) for group, points in groups.items()]
-    (metadata / "entry_points.txt").write_text("\n".join(lines))
 
 
 @pytest.fixture(scope="module")
@@ -50,15 +25,15 @@ def package(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The example's folder, with files that no document has shown: its own metadata, and two broken strangers."""
     folder = tmp_path_factory.mktemp("package")
     for file in ("detour.py", "pyproject.toml", "test_detour.py"):
-        (folder / file).write_text(named(file))
-    project = tomllib.loads(named("pyproject.toml"))
+        (folder / file).write_text(DOCUMENT.named(file))
+    project = tomllib.loads(DOCUMENT.named("pyproject.toml"))
     points = project["project"]["entry-points"]
     assert set(points) <= set(GROUPS)
     assert [f"{module}.py" for module in project["tool"]["setuptools"]["py-modules"]] == ["detour.py"]
     lay_out(folder, project["project"]["name"], points, project["project"]["version"])
     (folder / "careless.py").write_text("raise RuntimeError('careless at import')\n")
     lay_out(folder, "careless", {GROUPS[0]: {"careless": "careless:Stage"}, GROUPS[1]: {"gone": "not_there:Draw"}})
-    (folder / "latecomer.py").write_text(named("detour.py").replace('name = "detour"', 'name = "top_p"'))
+    (folder / "latecomer.py").write_text(DOCUMENT.named("detour.py").replace('name = "detour"', 'name = "top_p"'))
     lay_out(folder, "latecomer", {GROUPS[0]: {"latecomer": "latecomer:Detour"}})
     return folder
 
@@ -69,22 +44,8 @@ def server(package: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
         yield server
 
 
-def run(package: Path, *command: str) -> str:
-    done = subprocess.run(
-        command,
-        cwd=package,
-        env=environment(PYTHONPATH=str(package)),
-        capture_output=True,
-        text=True,
-        timeout=EXAMPLE_S,
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    return done.stdout
-
-
 def test_the_stage_is_short() -> None:
-    lines = [line for block in (named("detour.py"), named("pyproject.toml")) for line in block.splitlines() if line]
-    assert len(lines) <= 30
+    assert DOCUMENT.lines("detour.py", "pyproject.toml") <= 30
 
 
 def test_its_own_test_passes(package: Path) -> None:
@@ -98,9 +59,7 @@ def plain(server: Server) -> dict[str, Any]:
 
 @pytest.mark.skipif(shutil.which("curl") is None, reason="curl is not installed")
 def test_the_request_takes_its_detours(package: Path, server: Server) -> None:
-    (example,) = blocks("sh")
-    assert ADDRESS in example
-    answer = json.loads(run(package, "sh", "-c", example.replace(ADDRESS, server.url)))
+    answer = json.loads(run(package, "sh", "-c", DOCUMENT.request("sh", server.url)))
     assert answer["drafthouse"]["sampler"][0] == {"name": "detour", "detour": 4}
     scores = answer["choices"][0]["logprobs"]
     straight = plain(server)["logprobs"]["tokens"]
@@ -111,10 +70,8 @@ def test_the_request_takes_its_detours(package: Path, server: Server) -> None:
 
 
 def test_the_client_prints_what_it_says(package: Path, server: Server) -> None:
-    example = next(block for block in blocks("python") if ADDRESS in block)
-    printed = run(package, sys.executable, "-c", example.replace(ADDRESS, server.url))
-    says = re.findall(r"^# ?(.*)$", example, re.MULTILINE)
-    assert ast.literal_eval(printed.splitlines()[-1]) == ast.literal_eval("".join(says))
+    example = DOCUMENT.request("python", server.url)
+    assert prints_what_it_says(example, run(package, sys.executable, "-c", example))
 
 
 def test_a_value_out_of_range_is_refused_by_name(server: Server) -> None:

@@ -11,7 +11,7 @@ import pytest
 from samplers.contract import Param, SamplerError
 from samplers.registry import DRAWS, STAGES, SamplerRegistry
 from samplers.stage import BaseDraw, BaseStage
-from tests.test_writing_a_sampler import lay_out
+from tests.documented import lay_out
 
 
 class Stage(BaseStage):
