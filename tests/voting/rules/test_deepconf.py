@@ -120,6 +120,11 @@ def test_a_monitor_says_nothing_before_a_window_is_full() -> None:
         _ = TraceMonitor(4).lowest
 
 
+def test_at_the_threshold_a_trace_goes_on() -> None:
+    monitor = TraceMonitor(2, 4.0)
+    assert [monitor.feed(value) for value in (3.0, 5.0, 3.0, 4.5)] == [False, False, False, True]
+
+
 def test_the_running_sum_does_not_drift() -> None:
     """A huge number that leaves the window leaves rounding behind, here 6.4 too much, until the sum is renewed."""
     monitor = TraceMonitor(4096)

@@ -54,6 +54,10 @@ def test_the_cap_is_a_multiple_of_the_median(h: float, capped: list[int]) -> Non
     assert outcome.report()["details"]["capped"] == capped
 
 
+def test_what_is_at_the_cap_is_not_capped() -> None:
+    assert vote("iew", votes(("a", 0.5), ("b", 0.5)), max_ratio=1).report()["details"]["capped"] == []
+
+
 def test_a_path_without_tokens_abstains() -> None:
     outcome = vote("iew", [sample(0, "a", entropies=()), sample(1, "b")])
     assert (outcome.answer, outcome.samples[0].abstain_reason) == ("b", "no_tokens")
