@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from voting.answers.equivalence import Equivalence, Key
@@ -11,9 +11,10 @@ from voting.answers.published import closure
 from voting.contract import Cluster, Sample
 
 TRUNCATED = "equiv_truncated"  # some pairs were not compared in time and count as different
-NOT_TRANSITIVE = "relation_not_transitive"  # math-verify found answers of two clusters equal
+NOT_TRANSITIVE = "relation_not_transitive"  # answers of two clusters are equal too, or may be for other samples
 
 Compare = Callable[[Sequence[str], str, float], Comparison]  # `MathPool.compare`
+_Voice = tuple[Sample, Key]
 
 
 @dataclass(frozen=True)
@@ -33,27 +34,43 @@ def partition(samples: Sequence[Sample], equivalence: Equivalence, compare: Comp
     voters = sorted((sample for sample in samples if not sample.abstains), key=lambda sample: sample.index)
     keys = equivalence.keys((sample.answer or "", sample.option) for sample in voters)
     names = list(dict.fromkeys(key.text for key in keys))
-    groups, flags = [[place] for place in range(len(names))], set[str]()
+    groups = [[place] for place in range(len(names))]
     if equivalence.percent == "published":
         groups = _published(names, keys)
-        flags |= {NOT_TRANSITIVE} if len(groups) < len(names) else set()
+    flags = {NOT_TRANSITIVE} if len(groups) < len(names) else set()
     linked = groups
     if equivalence.math_verify:
         if compare is None:
             raise ValueError("rung 3 needs something that compares")
-        found = compare(names, equivalence.symmetric, equivalence.budget_s)
-        linked = _complete_link(groups, found)
-        flags |= _flags(linked, found)
-    voices: dict[str, list[tuple[Sample, Key]]] = {name: [] for name in names}
+        found = _compared(names, keys, equivalence, compare)
+        linked = _complete_link(groups, found.equal)
+        flags |= {TRUNCATED} if not found.complete else set()
+        flags |= {NOT_TRANSITIVE} if _is_torn(linked, found.equal) else set()
+    voices: dict[str, list[_Voice]] = {name: [] for name in names}
     for sample, key in zip(voters, keys, strict=True):
         voices[key.text].append((sample, key))
-    clusters = []
-    for places in linked:
-        inside = sorted((voice for place in places for voice in voices[names[place]]), key=lambda voice: voice[0].index)
-        members = tuple(sample.index for sample, _ in inside)
-        rung = _rung([key for _, key in inside]) if places in groups else 3
-        clusters.append(Cluster(inside[0][0].answer or "", inside[0][1].text, rung, members))
+    clusters = [
+        _cluster([voice for place in places for voice in voices[names[place]]], linked=places not in groups)
+        for places in linked
+    ]
     return Partition(tuple(sorted(clusters, key=lambda cluster: cluster.members)), tuple(sorted(flags)))
+
+
+def _cluster(voices: Sequence[_Voice], linked: bool) -> Cluster:
+    """linked: by rung 3."""
+    voices = sorted(voices, key=lambda voice: voice[0].index)
+    first, key = voices[0]
+    same = len({key.spelling for _, key in voices}) == 1
+    rung = 3 if linked else 0 if same else max(key.rung for _, key in voices)
+    return Cluster(first.answer or "", key.text, rung, tuple(sample.index for sample, _ in voices))
+
+
+def _compared(names: Sequence[str], keys: Sequence[Key], equivalence: Equivalence, compare: Compare) -> Comparison:
+    """Of all names but the letters of options, which are no formulas."""
+    options = {key.text for key in keys if key.rung == 2}
+    places = [place for place, name in enumerate(names) if name not in options]
+    found = compare([names[place] for place in places], equivalence.symmetric, equivalence.budget_s)
+    return Comparison(frozenset((places[one], places[other]) for one, other in found.equal), found.complete)
 
 
 def _published(names: Sequence[str], keys: Sequence[Key]) -> list[list[int]]:
@@ -66,13 +83,13 @@ def _published(names: Sequence[str], keys: Sequence[Key]) -> list[list[int]]:
     return list(groups.values())
 
 
-def _complete_link(groups: Sequence[Sequence[int]], found: Comparison) -> list[list[int]]:
+def _complete_link(groups: Sequence[Sequence[int]], equal: Collection[tuple[int, int]]) -> list[list[int]]:
     """Every group joins the first cluster all of whose members equal all of its own, or begins one. Merging what
     equals any member instead would put together what nobody found equal."""
     linked: list[list[int]] = []
     for group in groups:
         for cluster in linked:
-            if all((min(one, other), max(one, other)) in found.equal for one in cluster for other in group):
+            if all((min(one, other), max(one, other)) in equal for one in cluster for other in group):
                 cluster.extend(group)
                 break
         else:
@@ -80,12 +97,7 @@ def _complete_link(groups: Sequence[Sequence[int]], found: Comparison) -> list[l
     return linked
 
 
-def _flags(linked: Sequence[Sequence[int]], found: Comparison) -> set[str]:
+def _is_torn(linked: Sequence[Sequence[int]], equal: Collection[tuple[int, int]]) -> bool:
+    """Whether some that are equal are in different clusters."""
     cluster = {place: number for number, places in enumerate(linked) for place in places}
-    torn = any(cluster[one] != cluster[other] for one, other in found.equal)
-    return {name for name, holds in ((TRUNCATED, not found.complete), (NOT_TRANSITIVE, torn)) if holds}
-
-
-def _rung(keys: Sequence[Key]) -> int:
-    """The highest that merged two of these, of rungs 0 to 2."""
-    return max(key.rung for key in keys) if len({key.spelling for key in keys}) > 1 else 0
+    return any(cluster[one] != cluster[other] for one, other in equal)

@@ -42,7 +42,7 @@ def last_code(text: str) -> str | None:
             fence = ""
         elif fence and last is not None:
             last.append(line)
-    return None if fence or last is None else "\n".join(last).strip("\n") or None
+    return None if fence or last is None else "\n".join(last).strip("\r\n") or None
 
 
 def last_boxed(text: str) -> str | None:

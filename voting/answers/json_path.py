@@ -55,7 +55,7 @@ class JsonPath:
     def _value(self, text: str) -> Any:
         value = _parsed(text)
         for segment in self._segments:
-            kind = list if isinstance(segment, int) else dict
+            kind: type = list if isinstance(segment, int) else dict
             if type(value) is not kind:
                 raise LookupError(segment)
             value = value[segment]

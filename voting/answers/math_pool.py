@@ -128,7 +128,9 @@ class MathPool:
 
     def _verdict(self, question: Question) -> bool | None:
         with self._worker() as worker:
-            verdict = worker.ask(question)
+            verdict = self._known.get(question)  # another vote may have asked meanwhile
+            if verdict is None:
+                verdict = worker.ask(question)
         if verdict is not None:
             with self._lock:
                 self._known[question] = verdict

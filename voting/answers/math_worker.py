@@ -51,6 +51,7 @@ def main() -> None:
     logging.disable()
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES, MEMORY_BYTES))
+    agree("x^2+2x+1", r"(x+\frac{2}{2})^2")  # what is slow only once counts for no pair
     os.write(verdicts, b"r")
     for line in sys.stdin:
         signal.alarm(_ORPHAN_S)

@@ -13,7 +13,7 @@ from samplers.contract import SamplerError
 LONGEST = 1000  # characters of an expression
 _MOST_INSTRUCTIONS = 1000  # of the compiled expression, each of which a byte of text can cost a step of
 _MEMORY_BYTES = 1 << 20
-_COVERED = r"\A(?s:(?:({})|.)*)"
+_COVERED = r"(?:({})|(?s:.))*"
 
 
 class LastMatch:
@@ -46,7 +46,7 @@ class LastMatch:
     def __call__(self, text: str) -> str | None:
         """text: no unpaired surrogates. Matches of nothing at all are passed over."""
         data = text.encode()
-        found = self._covering.match(data)
+        found = self._covering.fullmatch(data)
         (whole, _), (start, end) = found.span(1), found.span(1 + self._group)
         if whole < 0 or start < whole:  # no match, or the group is of an earlier one
             return None
