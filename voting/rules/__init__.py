@@ -1,4 +1,4 @@
-"""Voting rules, one file each."""
+"""Voting rules, one file each. Importing this package registers them, as importing `voting.outcome` does."""
 
 from voting.rules import (  # noqa: F401 - they register themselves
     bon,
