@@ -13,7 +13,9 @@ from prometheus_client.parser import text_string_to_metric_families
 import samplers  # noqa: F401  registers the stages and draws
 from engine.runners.base import Stats
 from samplers.chain import INTERNAL
+from samplers.programs.contract import PROGRAMS
 from samplers.registry import DRAWS, STAGES
+from samplers.testing.program_world import decode
 from server import config
 from server.cli import STARTUP_EXIT
 from server.launch import FATAL_EXIT
@@ -34,7 +36,8 @@ def read(name: str) -> str:
 
 
 def fenced(text: str, language: str) -> list[str]:
-    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    blocks = re.findall(r"^```(\w*)\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    return [block for of, block in blocks if of == language]
 
 
 def code_spans(text: str) -> set[str]:
@@ -162,6 +165,33 @@ def test_sampler_table_states_ranges_and_defaults() -> None:
             row = more[param.name] if number else rows[owner.name]
             cells = [cell.strip(" `") for cell in row.split("|")]
             assert any(cell == default or _number(cell) == value for cell in cells[3:]), f"{param.name}: {default}"
+
+
+def test_parameters_of_programs_are_documented() -> None:
+    """Each program has a section with a row per parameter: name, values, default."""
+    parts = re.split(r"^##+ ", read("docs/api.md"), flags=re.MULTILINE)
+    sections = {part.split("`")[1]: part for part in parts if part.startswith("`")}
+    assert set(sections) == {program.name for program in PROGRAMS}
+    for program in PROGRAMS:
+        cells = [line.split("|")[1:4] for line in sections[program.name].splitlines() if line.startswith("| `")]
+        rows = {name.strip(" `"): (values, default.strip(" `")) for name, values, default in cells}
+        assert set(rows) == {*(param.name for param in program.params), *program.structured}, program.name
+        for param in program.params:
+            values, default = rows[param.name]
+            value = param.when_named
+            assert default == str(value).lower() or _number(default) == value, param.name
+            limits = [limit for limit in (param.low, param.high) if abs(limit) < 2**31 - 1]
+            assert all(re.search(rf"(?<![\d.]){limit:g}(?![\d.])", values) for limit in limits), param.name
+            assert all(f"`{choice}`" in values for choice in param.choices), param.name
+
+
+def test_what_programs_say_is_documented() -> None:
+    spans = code_spans(read("docs/api.md"))
+    for program in PROGRAMS:
+        values = {"event": {"min_len": 1}} if "event" in program.structured else {}
+        outcome = decode(program, lambda _: [0.0, 0.5, 1.0], n=2, max_tokens=2, values=values)
+        assert outcome.choices
+        assert {*outcome.report, *(name for one in outcome.choices.values() for name in one.details)} <= spans
 
 
 def _number(text: str) -> float | None:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import math
 import re
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -31,6 +33,7 @@ from tests.server.live import Live, start
 
 pytestmark = pytest.mark.slow
 
+DOCUMENT = (Path(__file__).parents[3] / "docs" / "api.md").read_text()
 LONG_PROMPT = (
     "def read_lines(path):\n    with open(path) as file:\n        return [line.strip() for line in file]\n\n" * 3
 )
@@ -410,6 +413,14 @@ def test_the_official_client(client: openai.OpenAI) -> None:
         assert choice.drafthouse["pop_index"] == choice.index  # type: ignore[attr-defined]
     xargs = chat(client, vllm_xargs={"sampler": '{"name": "priority"}'}, n=3)
     assert [one.message for one in xargs.choices] == [one.message for one in answer.choices]
+
+
+def test_the_example_of_the_documents(raw: httpx.Client) -> None:
+    section = DOCUMENT.split("## Programs")[1]
+    request = json.loads(section.split("-d '")[1].split("'")[0])
+    shown = json.loads(section.split("```json")[1].split("```")[0])
+    answer = body(raw.post("/v1/completions", json=request))
+    assert len(answer["choices"]) == request["n"] and alike(answer["choices"][shown["index"]], shown)
 
 
 # --- of one program each
