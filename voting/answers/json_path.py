@@ -34,7 +34,7 @@ class JsonPath:
             raise SamplerError(f"'{where}' is longer than {LONGEST} characters", where)
         if not path.startswith("$"):
             raise SamplerError(f"'{where}' must begin with $", where)
-        self._segments: list[str | int] = []
+        self._segments: list[Any] = []  # names are strings, indices integers
         place = 1
         while place < len(path):
             found = _SEGMENT.match(path, place)
@@ -55,7 +55,7 @@ class JsonPath:
     def _value(self, text: str) -> Any:
         value = _parsed(text)
         for segment in self._segments:
-            kind: type = list if isinstance(segment, int) else dict
+            kind = list if isinstance(segment, int) else dict
             if type(value) is not kind:
                 raise LookupError(segment)
             value = value[segment]

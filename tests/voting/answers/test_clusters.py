@@ -166,6 +166,8 @@ def test_published_merges_factors_of_100() -> None:
     published = read_equivalence("published")
     assert members(["0.5", "50", "x", "5000", "1/2", "0.6", "50%"], published) == [(0, 1, 3, 4, 6), (2,), (5,)]
     assert members(["0.3333", "1/3", "33.33"], published) == [(0, 1, 2)]
+    assert members(["50.05", "0.5"], published) == [(0, 1)]  # the tolerance is at the scale of 0.5
+    assert members(["0.5", "50.2"], published) == [(0,), (1,)]
     found = partition(samples("0.5", "50"), published)
     assert found.clusters == (Cluster("0.5", "1/2", 1, (0, 1)),)
     assert found.flags == ("relation_not_transitive",)
