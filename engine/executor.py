@@ -5,9 +5,10 @@ Rows are sequences, memory is pages. Everything here runs in the engine thread.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from collections.abc import Sequence as Many
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -70,9 +71,14 @@ class Executor(Protocol):
 
     pages: Pages
     facts: ModelFacts
+    vocab_size: int
 
     def admit(self, sequence: Sequence) -> None:
         """Write a sequence's sampling parameters into its slot. Raises if they cannot be used."""
+        ...
+
+    def tell(self, slot: int) -> Mapping[str, Any]:
+        """What the samplers say about the choice that ends in this slot, for the response."""
         ...
 
     def free(self, slot: int) -> None:

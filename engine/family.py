@@ -6,6 +6,7 @@ has made ends with its request, whatever the program does. Runs in the engine th
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable
 from collections.abc import Sequence as Many
@@ -19,7 +20,7 @@ from engine.sequence import ActiveRequest, Sequence
 from samplers.chain import Chain
 from samplers.model_facts import ModelFacts
 from samplers.programs.branch import Branch, Limits
-from samplers.programs.contract import PROGRAMS, Shown, Task
+from samplers.programs.contract import PROGRAMS, Run, Shown, Task
 from samplers.programs.rows import Rows
 from samplers.rng import Stream
 
@@ -39,7 +40,7 @@ class Turn:
 class Family:
     """One program at work."""
 
-    def __init__(self, active: ActiveRequest, model: ModelFacts, pages: Pages) -> None:
+    def __init__(self, active: ActiveRequest, model: ModelFacts, vocab: int, pages: Pages) -> None:
         request = active.request
         item = request.chain.program
         assert item is not None
@@ -54,6 +55,8 @@ class Family:
         self._passes = 0
         self._active = active
         self._pages = pages
+        self._vocab = vocab
+        self._program = program
         ending = request.eos_token_ids | request.stop_token_ids
         limits = Limits(
             request.max_tokens,
@@ -61,11 +64,11 @@ class Family:
             ending,
             request.stops,
             model.pieces or (),
-            model.special_ids,
+            frozenset() if request.special_tokens_are_text else model.special_ids,
         )
         stream = Stream(request.seed, request.first_choice)
         self._task = Task(item.values, request.n, request.prompt_ids, limits, stream, model)
-        self._run = program.run(self._task)
+        self._run: Run | None = None
         self._sequences: dict[Branch, Sequence] = {}
         self._asked: list[Sequence] = []
         self._rows: dict[Sequence, Row] = {}
@@ -76,6 +79,11 @@ class Family:
         self._rows[row.sequence] = row
         return len(self._rows) == len(self._asked)
 
+    def keep(self, row: Row) -> None:
+        """The row has to wait for others: hold on to it and not to the whole step's logits."""
+        if self._rows.get(row.sequence) is row:
+            row.raw, row.shaped = row.raw.clone(), row.shaped.clone()
+
     def advance(self, gather: Gather) -> Turn:
         """Let the program go on with the rows it has been waiting for. Raises whatever it raises."""
         turn = Turn()
@@ -83,8 +91,11 @@ class Family:
         self._rows.clear()
         try:
             with torch.inference_mode():
+                if self._run is None:
+                    self._run = self._program.run(self._task)
                 asked = self._run.send(rows)  # type: ignore[arg-type]  # None starts it
         except StopIteration:
+            json.dumps(self._task.report, allow_nan=False)
             turn.ended = True
         else:
             self._check(asked)
@@ -102,16 +113,19 @@ class Family:
         self.ended.update(shown.choice for shown in said if shown.end is not None)
         return said
 
-    def report(self) -> dict[str, object]:
-        """What the response says about the whole request."""
-        counts = {"forward_passes": self._passes, "tokens_computed": self.computed}
-        return {"name": self.name, **counts, **self._task.report}
+    def report(self, whole: bool) -> dict[str, object]:
+        """What the response says about the whole request; of one that failed only what we know ourselves."""
+        said = self._task.report if whole else {}
+        return {**said, "name": self.name, "forward_passes": self._passes, "tokens_computed": self.computed}
 
     def close(self) -> None:
         """The request has ended. What the program raises over that is its own affair."""
         self.over = True
+        self._rows.clear()
+        self._asked.clear()
         try:
-            self._run.close()
+            if self._run is not None:
+                self._run.close()
         except Exception:
             log.exception("the program '%s' failed when it was closed", self.name)
 
@@ -121,8 +135,12 @@ class Family:
             raise ValueError(f"the program '{self.name}' asks for nothing, or for a branch twice")
         for branch in asked:
             known = branch in self._sequences or branch in self._task.made
-            if not known or branch.released or branch.end is not None:
+            if not known or branch.released or branch.end is not None or len(branch) >= branch.limits.max_tokens:
                 raise ValueError(f"the program '{self.name}' asks for a branch that is released or has ended")
+        for branch in (*self._task.made, *self._sequences):
+            used = [*branch.ids[branch.kept :], *(id_ for one in branch.mixtures.values() for id_ in one.ids)]
+            if not all(isinstance(id_, int) and 0 <= id_ < self._vocab for id_ in used):
+                raise ValueError(f"the program '{self.name}' pushes ids that are no tokens")
 
     def _follow(self, turn: Turn) -> None:
         """Give every branch the share of the pages that its forks and truncations ask for."""
@@ -132,7 +150,6 @@ class Family:
         for branch, sequence in list(self._sequences.items()):
             if branch.released:
                 del self._sequences[branch]
-                self._active.sequences.remove(sequence)
                 turn.released.append(sequence)
             else:
                 self._update(branch, sequence)
@@ -150,13 +167,15 @@ class Family:
                 sequence.computed = min(origin.computed, length)
                 sequence.branch = self._pages.fork(origin.branch)
                 self._pages.truncate(sequence.branch, sequence.computed)
+            branch.origin = None  # its memory is its own from here on, and its ancestors need not be kept for it
         return sequence
 
     def _update(self, branch: Branch, sequence: Sequence) -> None:
         prompt, kept = sequence.prompt_length, sequence.prompt_length + branch.kept
         del sequence.tokens[kept:]
         self._cut(sequence, kept)
-        sequence.admitted = sequence.admitted and sequence.heard <= branch.kept
+        if sequence.heard > branch.kept:
+            sequence.heard = -1
         sequence.tokens += branch.ids[branch.kept :]
         sequence.mixtures = {prompt + at: mixture for at, mixture in branch.mixtures.items()}
         branch.kept = len(branch)

@@ -190,11 +190,14 @@ class EngineLoop:
         A request whose parameters a sampler cannot take fails; the works that are left are returned.
         """
         failed: list[ActiveRequest] = []
+        for slot in self._scheduler.taken_slots:
+            self._executor.free(slot)
+        self._scheduler.taken_slots.clear()
         for work in works:
             active = work.sequence.active
             try:
                 for sequence in (work.sequence, *work.draws):
-                    if not sequence.admitted and active not in failed:
+                    if (not sequence.admitted or sequence.heard < 0) and active not in failed:
                         sequence.admitted = True  # a half-written slot has to be freed like a whole one
                         self._executor.admit(sequence)
             except Exception:
@@ -235,13 +238,13 @@ class EngineLoop:
         """Where failed sequences had NaN cached, nobody may find it, and whoever shares it computes it again."""
         damaged: set[int] = set()
         scheduler = self._scheduler
-        holders = failed + [one for one in (*scheduler.running, *scheduler.parked) if one not in failed]
+        holders = failed + [one for one in (*scheduler.running, *scheduler.idle) if one not in failed]
         for sequence in holders:
             if sequence.branch is None or (sequence not in failed and damaged.isdisjoint(sequence.branch.pages)):
                 continue
             damaged |= self._executor.mend(sequence)
             scheduler.pages.forget(sequence.branch, damaged)
-            if sequence in scheduler.parked:
+            if sequence in scheduler.idle:
                 scheduler.drop(sequence)
             elif sequence not in failed:
                 scheduler.preempt(sequence)
@@ -312,6 +315,8 @@ class EngineLoop:
     # --- ends
 
     def _finish(self, sequence: Sequence, finish: Finish) -> None:
+        if sequence.slot is not None and sequence.admitted and (told := self._executor.tell(sequence.slot)):
+            finish = dataclasses.replace(finish, details=told)
         sequence.finish = finish
         self._outbox.delta(sequence.active, sequence.choice).finish = finish
         self._release(sequence)
@@ -344,8 +349,7 @@ class EngineLoop:
 
     def _refresh_stats(self) -> None:
         scheduler, pages, counters = self._scheduler, self._scheduler.pages, self._counters
-        branches = (one for one in (*scheduler.parked, *scheduler.waiting) if one.branch is not None)
-        running = {id(sequence.active) for sequence in (*scheduler.running, *branches)}
+        running = {id(sequence.active) for sequence in (*scheduler.running, *scheduler.idle)}
         self.stats = Stats(
             requests_running=len(running),
             requests_waiting=len(self._live) - len(running),

@@ -45,7 +45,7 @@ class Programs:
 
     def start(self, active: ActiveRequest) -> None:
         """Begin a request's program, which makes its sequences."""
-        active.family = Family(active, self._executor.facts, self._scheduler.pages)
+        active.family = Family(active, self._executor.facts, self._executor.vocab_size, self._scheduler.pages)
         self._advance(active, active.family)
 
     def answer(self, rows: list[Row]) -> None:
@@ -61,6 +61,9 @@ class Programs:
                 self.finish(row.sequence.active, Finish(FinishReason.ERROR, None, failure.code, failure.message))
             elif family.take(row):
                 self._advance(row.sequence.active, family)
+        for row in rows:
+            if (family := row.sequence.active.family) is not None:
+                family.keep(row)
 
     def finish(self, active: ActiveRequest, finish: Finish) -> None:
         """End the choices that the program has not ended, and the request; harmless when repeated."""
@@ -70,7 +73,7 @@ class Programs:
             return
         for choice in set(range(active.request.n)) - family.ended:
             self._outbox.delta(active, choice).finish = finish
-        self._close(active, family)
+        self._close(active, family, whole=False)
 
     def _advance(self, active: ActiveRequest, family: Family) -> None:
         """Let a program use its rows, book what it says and queue what it asks for."""
@@ -88,6 +91,7 @@ class Programs:
         self._tell(active, family)
         for sequence in turn.released:
             self._release(sequence)
+            active.sequences.remove(sequence)
         for sequence in turn.asked:
             self._scheduler.ask(sequence)
         if turn.ended:
@@ -117,10 +121,10 @@ class Programs:
             self.finish(active, _FAILED)
         else:
             self._outbox.output(active).absent = active.request.n - len(family.ended)
-            self._close(active, family)
+            self._close(active, family, whole=True)
 
-    def _close(self, active: ActiveRequest, family: Family) -> None:
-        self._outbox.output(active).report = family.report()
+    def _close(self, active: ActiveRequest, family: Family, whole: bool) -> None:
+        self._outbox.output(active).report = family.report(whole)
         for sequence in active.sequences:
             self._release(sequence)
         family.close()

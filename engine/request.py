@@ -40,6 +40,7 @@ class DecodeRequest:
     eos_token_ids: frozenset[int] = frozenset()  # end a choice; empty under `ignore_eos`
     stop_token_ids: frozenset[int] = frozenset()  # likewise, named by the request
     stops: tuple[bytes, ...] = ()  # stop strings, for programs: whoever reads a plain choice finds them in its text
+    special_tokens_are_text: bool = False  # they are shown, so stop strings may hold them
     logprobs: int | None = None  # None: none; k: the token's and the top k of every generated token
     prompt_logprobs: int | None = None  # the same for prompt tokens (these are then computed once, cached or not)
     processed_logprobs: bool = False  # report the final row instead of the raw one
@@ -69,7 +70,7 @@ class Finish:
     error_code: str | None = None  # with ERROR: 'constraint_unsatisfiable', 'internal_error' or what a program says
     message: str = ""
     impossible: bool = False  # with ERROR: the request asks for something that does not exist
-    details: Mapping[str, Any] = field(default_factory=dict)  # what a program says about the choice
+    details: Mapping[str, Any] = field(default_factory=dict)  # what a program or samplers say about the choice
 
 
 @dataclass

@@ -41,10 +41,11 @@ class Scheduler:
         self.namespace = namespace
         self.max_seqs = max_seqs
         self.running: list[Sequence] = []  # admission order
-        self.waiting: list[Sequence] = []  # by Sequence.key; preempted ones keep their slot
+        self.waiting: list[Sequence] = []  # by Sequence.key; preempted ones keep their slot, branches their pages
         # branches whose program has their row and has not asked for another: pages and slots are theirs until needed
         self.parked: list[Sequence] = []
         self.free_slots = list(range(max_seqs - 1, -1, -1))
+        self.taken_slots: list[int] = []  # taken from parked branches, whose sampler state they still hold
         self.preemptions = 0
         self._usual_output = 0.0  # running mean of the tokens that ended sequences had generated
 
@@ -66,6 +67,11 @@ class Scheduler:
         """The row has been computed."""
         (self.running if sequence in self.running else self.waiting).remove(sequence)
         self.parked.append(sequence)
+
+    @property
+    def idle(self) -> list[Sequence]:
+        """Branches that hold pages and are not running: parked ones, and those that wait for their turn."""
+        return [one for one in (*self.parked, *self.waiting) if one.branch is not None]
 
     def has_work(self) -> bool:
         return bool(self.running or self.waiting)
@@ -158,7 +164,7 @@ class Scheduler:
     def _make_room(self, sequence: Sequence, take: int) -> bool:
         """Preempt later sequences until `take` tokens fit. False: `sequence` itself had to go."""
         while self.pages.pages_needed(sequence.branch, take) > self.pages.available():
-            if self._drop_parked(sequence):
+            if self._drop_idle(sequence):
                 continue
             victim = self.running[-1]
             self.preempt(victim)
@@ -166,10 +172,10 @@ class Scheduler:
                 return False
         return True
 
-    def _drop_parked(self, needing: Sequence) -> bool:
-        """Drop the parked branch that matters least: of the latest request, or of the one in need. False: there is none
-        to drop."""
-        held = [one for one in self.parked if one.branch is not None]
+    def _drop_idle(self, needing: Sequence) -> bool:
+        """Drop the pages of the branch that matters least and is not running: of the latest request, or of the one in
+        need. False: there is none to drop."""
+        held = [one for one in self.idle if one is not needing]
         held = [one for one in held if one.active is needing.active or one.key > needing.key]
         if held:
             self.drop(max(held, key=lambda one: one.key))
@@ -179,10 +185,12 @@ class Scheduler:
         """A free slot, else that of a parked branch, which gets its parameters written anew when it next runs."""
         if self.free_slots:
             return self.free_slots.pop()
-        holder = next((one for one in reversed(self.parked) if one.slot is not None), None)
+        holder = next((one for one in self.parked if one.slot is not None), None)  # idle for longest
         if holder is None:
             return None
         slot, holder.slot, holder.admitted = holder.slot, None, False
+        assert slot is not None
+        self.taken_slots.append(slot)
         return slot
 
     def _reserve(self, sequence: Sequence, take: int) -> Work:
@@ -209,7 +217,7 @@ class Scheduler:
                 self.pages.append(sequence.branch, take)
                 break
             except OutOfPages:
-                if self._drop_parked(sequence):
+                if self._drop_idle(sequence):
                     continue
                 if not resumed:
                     self.drop(sequence)
@@ -217,7 +225,7 @@ class Scheduler:
         self.waiting.remove(sequence)
         if sequence.slot is None:  # else it has been preempted and finds what it has computed itself
             sequence.slot = self._take_slot()
-            if sequence.position == len(active.request.begun):
+            if not resumed and not active.answered:
                 active.cached_tokens = max(active.cached_tokens, sequence.computed)
         self.running.append(sequence)
         return Work(sequence, take)
@@ -234,6 +242,7 @@ class Scheduler:
         if work.count < sequence.needed or sequence.active.request.max_tokens == 0:
             return
         work.draws.append(sequence)
+        sequence.active.answered = True
         followers, sequence.active.followers = sequence.active.followers, []
         for follower in followers:
             if follower.slot is None and self.free_slots:

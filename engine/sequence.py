@@ -29,7 +29,7 @@ class Sequence:
     admitted: bool = False  # its parameters have been written into the slot
     finish: Finish | None = None
     # of a branch
-    heard: int = 0  # output tokens that the sampler state in its slot knows of
+    heard: int = 0  # output tokens that the sampler state in its slot knows of; -1: others than there are now
     mixtures: dict[int, Mixture] = field(default_factory=dict)  # in place of the tokens at these indices
 
     @property
@@ -69,6 +69,7 @@ class ActiveRequest:
     followers: list[Sequence] = field(default_factory=list)  # choices that wait to fork off the computed prompt
     prompt_scores: list[TokenScore | None] | None = None  # filled chunk by chunk
     cached_tokens: int = 0
+    answered: bool = False  # some row of it has been computed: what later ones find cached may be its own
     delivered_at: float = 0.0  # time.monotonic of the last delivery; 0: nothing has been delivered
 
     @property

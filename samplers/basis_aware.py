@@ -56,7 +56,7 @@ class BasisAware(BaseDraw):
             raise SamplerError("'basis_aware' needs a model whose logits are its head times a hidden state", "draw")
 
     def new_state(self, shape: Shape) -> State | None:
-        return None if shape.model.head is None else _HeadState(shape.model.head)
+        return None if shape.model.head is None else _HeadState(shape.model.head, shape.slots)
 
     def pick(self, logits: Tensor, params: Mapping[str, Tensor], rows: Rows, state: State | None) -> Tensor:
         assert isinstance(state, _HeadState) and rows.raw is not None
@@ -68,6 +68,7 @@ class BasisAware(BaseDraw):
         visits = keys.topk(min(max(tries), logits.shape[1]), 1).indices
         visits = torch.where(keys.gather(1, visits) > -torch.inf, visits, -1)  # -1: masked, and so is all that follows
         tokens = lowest_argmax(logits)
+        drawn = torch.zeros(len(logits), dtype=torch.bool, device=logits.device)
         open_ = list(range(len(logits)))
         for turn in range(visits.shape[1]):
             seen = visits[:, turn].tolist()
@@ -79,7 +80,9 @@ class BasisAware(BaseDraw):
                 chances[asked], delta[asked], visits[asked, turn], params["basis_rank"][asked], state
             )
             tokens[asked[accepted]] = visits[asked[accepted], turn]
+            drawn[asked[accepted]] = True
             open_ = asked[~accepted].tolist()
+        state.fallbacks[rows.slots[~drawn].cpu().numpy()] += 1
         return tokens
 
     @staticmethod
@@ -94,16 +97,20 @@ class BasisAware(BaseDraw):
 
 
 class _HeadState(FixedState):
-    """The reduced head of a stack, made when first needed; nothing per slot."""
+    """The reduced head of a stack, made when first needed; per slot how often nothing that was visited was accepted."""
 
-    def __init__(self, weight: Tensor) -> None:
+    def __init__(self, weight: Tensor, slots: int) -> None:
         self.head = Head(weight)
+        self.fallbacks = np.zeros(slots, np.int64)
 
     def admit(self, slot: int, admission: Admission) -> None:
-        """Nothing to write."""
+        self.fallbacks[slot] = 0
 
     def fork(self, parent: int, child: int) -> None:
-        """Nothing to copy."""
+        self.fallbacks[child] = self.fallbacks[parent]
+
+    def tell(self, slot: int) -> dict[str, int]:
+        return {"basis_fallback": int(self.fallbacks[slot])}
 
 
 def thresholds(chances: Tensor, params: Mapping[str, Tensor]) -> Tensor:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol, TypeVar
+from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -136,6 +136,15 @@ class State(Protocol):
         ...
 
     def free(self, slot: int) -> None: ...
+
+
+@runtime_checkable
+class Telling(Protocol):
+    """A state with something to say about a choice that has ended."""
+
+    def tell(self, slot: int) -> Mapping[str, Any]:
+        """Finite JSON for the choice's `drafthouse` object, under names of the sampler's own."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from samplers.contract import Admission, State
+from samplers.contract import Admission, State, Telling
 
 log = logging.getLogger(__name__)
 Slots = npt.NDArray[np.int64]
@@ -91,6 +91,15 @@ class Memories:
         for key, saved in snapshot.items():
             with self._contained(self._all[key], [slot]):
                 self._all[key].state.restore(slot, saved)
+
+    def tell(self, slot: int) -> dict[str, Any]:
+        """What the slot's states say about the choice that ends there."""
+        told: dict[str, Any] = {}
+        for memory in self._all.values():
+            if memory.uses[slot] and isinstance(memory.state, Telling):
+                with self._contained(memory, [slot]):
+                    told |= memory.state.tell(slot)
+        return told
 
     @staticmethod
     def _take(memory: Memory, slot: int) -> None:

@@ -139,6 +139,10 @@ class SamplerStack:
     def restore(self, slot: int, snapshot: dict[int, Any]) -> None:
         self._memories.restore(slot, snapshot)
 
+    def tell(self, slot: int) -> dict[str, Any]:
+        """What the samplers of a slot say about the choice that ends there."""
+        return self._memories.tell(slot)
+
     def shape(
         self, logits: Tensor, slots: Slots, positions: Slots, recorder: Recorder | None = None
     ) -> tuple[Tensor, Failures]:

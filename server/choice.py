@@ -50,7 +50,7 @@ class End:
     stop_reason: str | int | None
     cumulative_logprob: float
     failure: dict[str, str] | None = None
-    details: Mapping[str, Any] = field(default_factory=dict)  # what a program says about the choice
+    details: Mapping[str, Any] = field(default_factory=dict)  # what a program or samplers say about the choice
 
 
 @dataclass

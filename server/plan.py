@@ -177,6 +177,7 @@ def make_plan(
                 eos_token_ids=frozenset() if body.ignore_eos else model.eos_token_ids,
                 stop_token_ids=frozenset(body.stop_token_ids or ()),
                 stops=() if program is None else tuple(stop.encode() for stop in stops),
+                special_tokens_are_text=body.skip_special_tokens is False,
                 logprobs=logprobs,
                 prompt_logprobs=prompt_logprobs,
                 processed_logprobs=body.logprobs_mode == "processed",

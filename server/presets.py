@@ -14,6 +14,7 @@ from samplers.model_facts import NO_FACTS, ModelFacts
 from samplers.programs.contract import PROGRAMS
 from samplers.registry import DRAWS, STAGES
 from server.errors import ApiError, bad_request
+from server.programs import check_values, setting
 from server.refusals import HANDLED, check_common, refuse_unavailable
 from server.schema.chat import ChatBody
 from server.schema.common import CHECKED_SAMPLING, PASSED_SAMPLING, GenerationBody
@@ -55,9 +56,19 @@ def check_presets(
             check_common(body, vocab_size)
             if (body.max_tokens or 0) >= max_model_len:
                 raise bad_request(f"'max_tokens' must be below the context of {max_model_len}")
-            resolve_sampling(sampling_fields(body, {}, fields, {}, codec), vocab_size, facts)
+            chain = resolve_sampling(sampling_fields(body, {}, fields, {}, codec), vocab_size, facts)
+            _check_program(chain, body, max_model_len, facts)
         except (ApiError, SamplerError) as error:
             raise PresetError(f"{where}: {error}") from error
+
+
+def _check_program(chain: Chain, body: GenerationBody, max_model_len: int, facts: ModelFacts) -> None:
+    """What the program of a preset has against a request that says nothing itself. Raises SamplerError."""
+    if chain.program is not None:
+        program = PROGRAMS.get(chain.program.name)
+        n, longest = body.n or program.default_n, body.max_tokens or program.default_max_tokens or max_model_len - 1
+        asked = setting(chain, n, longest, body.min_tokens or 0, facts)
+        check_values(program, chain.program.values, asked, body.sampler)
 
 
 def _body_of_any_endpoint(fields: Mapping[str, Any]) -> GenerationBody:
@@ -160,7 +171,8 @@ def _fields(item: Any) -> set[str]:
 
 
 def _name(item: Any) -> Any:
-    return item.get("name") if isinstance(item, Mapping) else item
+    name = item.get("name") if isinstance(item, Mapping) else item
+    return name if isinstance(name, str) else None
 
 
 def _overridden(item: Any, values: Mapping[str, Any], own: set[str]) -> Any:

@@ -23,7 +23,7 @@ def check_program(
         raise unavailable("sampler", f"'{name}' on runner '{runner.name}', for a model without '{need}', is")
     if choices > limits.choices_per_request:
         refuse(f"prompts times choices may be at most {limits.choices_per_request}", "n")
-    if best_of is not None:
+    if best_of not in (None, body.n or program.default_n):
         refuse(f"'best_of' excludes '{name}'", "best_of")
     if body.max_tokens == 0:
         refuse(f"'{name}' needs 'max_tokens' of at least 1", "max_tokens")

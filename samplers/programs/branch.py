@@ -36,10 +36,11 @@ class Mixture:
 class End:
     """How a text ended."""
 
-    reason: str  # 'stop', 'length' or 'error'
+    reason: str  # one of `REASONS`
     token: int | None = None  # the ending id that did it, the last of the text
 
 
+REASONS = ("stop", "length", "error")
 DEAD_END = End("error")  # the request's masks leave no token to go on with
 
 
@@ -90,7 +91,7 @@ class Branch:
         """`made` is the list that every branch of the request is entered in."""
         self.limits = limits
         self.stream = stream  # random numbers of what is drawn here
-        self.origin = origin  # what it was forked from; None: the prompt
+        self.origin = origin  # whose memory it shares, until it has its own; None: the prompt
         self.ids: list[int] = []
         self.tokens: list[Token] = []
         self.mixtures: dict[int, Mixture] = {}  # by position
@@ -128,7 +129,8 @@ class Branch:
         any other has one of its own (samplers.md section 4: child `ordinal` of a fork at position `length`)."""
         assert not self.released
         length = len(self.ids) if length is None else length
-        branch = Branch(self.limits, child(self.stream, length, ordinal), self._made, self)
+        origin = self.origin if self in self._made else self  # what nobody has seen yet holds no memory of its own
+        branch = Branch(self.limits, child(self.stream, length, ordinal), self._made, origin)
         branch.ids, branch.tokens, branch.mixtures = self.ids.copy(), self.tokens.copy(), self.mixtures.copy()
         branch.end, branch.kept = self.end, self.kept
         return branch.truncate(length)

@@ -7,13 +7,14 @@ The engine computes what it asks for together with everybody else's tokens, in o
 
 from __future__ import annotations
 
+import json
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol
 
 from samplers.contract import Param, SamplerError
 from samplers.model_facts import NO_FACTS, ModelFacts
-from samplers.programs.branch import Branch, End, Limits, Token
+from samplers.programs.branch import REASONS, Branch, End, Limits, Token
 from samplers.programs.rows import Rows
 from samplers.registry import ItemRegistry
 from samplers.rng import Stream
@@ -79,6 +80,7 @@ class Task:
     def show(self, choice: int, branch: Branch, **details: Any) -> None:
         """What a branch holds beyond what has been said of this choice is final; so is its end, if it has one."""
         said = self._counts.get(choice, 0)
+        assert said <= len(branch.tokens), "what has been said cannot be taken back"
         self._say(choice, branch.tokens[said:], branch.end, details)
 
     def finish(self, choice: int, tokens: Sequence[Token], end: End, **details: Any) -> None:
@@ -93,6 +95,8 @@ class Task:
 
     def _say(self, choice: int, tokens: Sequence[Token], end: End | None, details: dict[str, Any]) -> None:
         assert 0 <= choice < self.n
+        assert end is None or end.reason in REASONS
+        json.dumps(details, allow_nan=False)  # raises here, in the program, and not where the answer is written
         shown = self._shown.setdefault(choice, Shown(choice))
         assert shown.end is None
         shown.tokens += tokens

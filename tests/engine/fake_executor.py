@@ -51,6 +51,9 @@ class FakeExecutor:
         assert sequence.slot not in self.slots
         self.slots.add(sequence.slot)
 
+    def tell(self, slot: int) -> dict[str, object]:
+        return {}
+
     def free(self, slot: int) -> None:
         self.slots.remove(slot)
 

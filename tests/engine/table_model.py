@@ -56,7 +56,7 @@ class TableExecutor(TorchExecutor):
     def __init__(self, table: Tensor, max_seqs: int, num_pages: int, facts: ModelFacts = NO_FACTS) -> None:
         device = torch.device("cpu")
         self.table = table
-        self.facts = facts
+        self.facts, self.vocab_size = facts, table.shape[-1]
         self.loaded: Any = SimpleNamespace(vocab_size=table.shape[-1], device=device, facts=facts)
         self.pages = Pages(num_pages, 2, contiguous=True)
         self.pool: Any = _NoMemory()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import math
 import random
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
@@ -64,6 +65,9 @@ class Wanderer(BaseProgram):
                 if rng.random() < 0.5:
                     live[-1].truncate(rng.randint(0, len(branch)))
                 live[-1].push(token)
+                if rng.random() < 0.3:  # a fork of what nobody has seen yet, which is then cut
+                    live.append(live[-1].fork())
+                    live[-2].truncate(rng.randint(0, len(live[-2])))
         if rng.random() < 0.2:
             branch.truncate(rng.randint(0, len(branch)))
         if self.mixes and rng.random() < 0.2 and len(branch) < 20:
@@ -81,6 +85,11 @@ class Failing(BaseProgram):
         self.how = how
 
     def run(self, task: Task) -> Run:
+        if self.how == "raises before it runs":
+            raise RuntimeError("on purpose")
+        return self._run(task)
+
+    def _run(self, task: Task) -> Run:
         branches = [task.root]
         rows = yield branches
         branches += [task.root.fork().push(token) for token in rows.best(5)[0]]
@@ -96,6 +105,21 @@ class Failing(BaseProgram):
             case "asks for a released branch":
                 branches[1].release()
                 yield [branches[1]]
+            case "ends in a way that there is not":
+                task.finish(1, branches[2].tokens, End("eos"))
+            case "reports what is no JSON":
+                task.report["share"] = math.nan
+            case "says what is no JSON":
+                task.finish(1, branches[2].tokens, End("length"), share=math.inf)
+            case "pushes what is no token":
+                yield [branches[1].push(Token(VOCABULARY, 0.0, 0.0))]
+            case "mixes what is no token":
+                branches[1].mix(Mixture((0, -1), (0.5, 0.5)))
+                yield [branches[1]]
+            case "grows beyond the limit":
+                for _ in range(task.limits.max_tokens):
+                    branches[1].mix(Mixture((1, 2), (0.5, 0.5)))
+                    yield [branches[1]]
             case "leaves a hole":
                 task.finish(2, branches[2].tokens, End("length"))
             case "holds on":
@@ -133,6 +157,9 @@ async def running(model: nn.Module, **settings: Any) -> AsyncIterator[TorchRunne
         assert pages.in_use == 0
         assert len(runner.scheduler.free_slots) == runner.scheduler.max_seqs
         assert not runner.scheduler.parked and not runner.scheduler.waiting
+        stack = runner.executor.stack
+        assert not any(scheduled.users for scheduled in stack._stages.values())
+        assert not any(memory.users for memory in stack._memories._all.values())
         assert runner.health().ready
     finally:
         await runner.close(1.0)
@@ -205,6 +232,9 @@ def test_rows_are_those_of_the_branches_whatever_is_forked_cut_mixed_or_dropped(
     [
         ("raises", "internal_error"), ("refuses", "nothing_there"), ("asks for nothing", "internal_error"),
         ("asks for a released branch", "internal_error"), ("leaves a hole", "internal_error"),
+        ("ends in a way that there is not", "internal_error"), ("reports what is no JSON", "internal_error"),
+        ("says what is no JSON", "internal_error"), ("pushes what is no token", "internal_error"),
+        ("mixes what is no token", "internal_error"), ("grows beyond the limit", "internal_error"),
     ],
 )  # fmt: skip
 def test_a_program_that_fails_takes_nobody_with_it_and_leaves_nothing_behind(how: str, code: str) -> None:
@@ -218,6 +248,49 @@ def test_a_program_that_fails_takes_nobody_with_it_and_leaves_nothing_behind(how
                 codes = {_code(failed.deltas[choice]) for choice in (1, 3)}
                 assert codes == {code}
                 assert (await plain).deltas[0].finish.reason is FinishReason.LENGTH  # type: ignore[union-attr]
+
+    asyncio.run(run())
+
+
+def test_a_program_that_cannot_begin_fails_its_own_request_only() -> None:
+    async def run() -> None:
+        with registered(Failing("raises before it runs")):
+            async with running(tiny_model("llama")) as runner:
+                failed = await collect(runner, request("failed", "failing", 1, n=2))
+                assert {_code(failed.deltas[choice]) for choice in (0, 1)} == {"internal_error"}
+                plain = await collect(runner, request("plain", {}, 1))
+                assert plain.deltas[0].finish.reason is FinishReason.LENGTH  # type: ignore[union-attr]
+
+    asyncio.run(run())
+
+
+def test_branches_that_wait_give_way_to_others() -> None:
+    """More choices than the memory holds, and somebody plain beside them."""
+
+    async def run() -> None:
+        pages = dict(kv_bytes=20 * 4 * 4 * 2 * 2 * 16 * 4, max_model_len=64)
+        async with running(tiny_model("llama"), **pages) as runner:
+            eager = [{"name": "eager", "theta": -1.0}, {"name": "repetition_penalty", "repetition_penalty": 1.3}]
+            asked = [
+                request("many", {"sampler": eager}, 1, n=8, max_tokens=40),
+                request("more", {"sampler": {"name": "beam", "beam_width": 6}}, 2, n=4, max_tokens=30),
+                request("plain", {}, 3, max_tokens=40),
+            ]
+            outputs = await asyncio.wait_for(asyncio.gather(*(collect(runner, one) for one in asked)), 60)
+            for one, output in zip(asked, outputs, strict=True):
+                assert len(output.deltas) == one.n
+                assert all(delta.finish.reason is FinishReason.LENGTH for delta in output.deltas.values())  # type: ignore[union-attr]
+
+    asyncio.run(run())
+
+
+def test_what_branches_share_is_no_hit_of_the_prefix_cache() -> None:
+    async def run() -> None:
+        async with running(tiny_model("llama"), max_seqs=2) as runner:
+            asked = request("cold", {"sampler": {"name": "eager", "theta": -1.0}}, 1, n=6, max_tokens=8)
+            assert (await collect(runner, asked)).cached_tokens == 0
+            again = request("warm", {"sampler": {"name": "eager", "theta": -1.0}}, 1, n=6, max_tokens=8)
+            assert (await collect(runner, again)).cached_tokens == 4  # whole pages of the prompt, less its last token
 
     asyncio.run(run())
 

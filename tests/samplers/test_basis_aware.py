@@ -208,6 +208,9 @@ def test_without_a_basis_it_is_the_plain_threshold_and_the_cap_falls_back_to_the
     seen = Counter(token for t in range(50) for token in drawn(stack, row.expand(60, -1), list(range(60)), t))
     above = set(torch.nonzero(chances > 0.1).flatten().tolist())
     assert set(seen) == above
+    fallbacks = [stack.tell(slot) for slot in range(60)]
+    count, share = sum(one["basis_fallback"] for one in fallbacks), float(chances[chances <= 0.1].sum())
+    assert stats.binomtest(count, 3000, share).pvalue > 1e-6
     rejected = float(chances[chances <= 0.1].sum())
     expected = [3000 * (float(chances[i]) + rejected * (i == int(chances.argmax()))) for i in sorted(above)]
     assert stats.chisquare([seen[i] for i in sorted(above)], expected).pvalue > 1e-6

@@ -7,7 +7,9 @@ mode is thread-local and entered here.
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from collections.abc import Sequence as Many
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,7 +37,7 @@ class TorchExecutor:
 
     def __init__(self, loaded: LoadedModel, sizes: Sizes, attention: str = "auto", replay: bool = True) -> None:
         self.loaded = loaded
-        self.facts = loaded.facts
+        self.facts, self.vocab_size = loaded.facts, loaded.vocab_size
         self.pages = Pages(sizes.num_pages, sizes.page_size, contiguous=loaded.device.type == "cpu")
         self.pool = KvPool(loaded.layers, sizes.num_pages, sizes.page_size, loaded.dtype, loaded.device)
         self.backend = make_backend(self.pool, loaded, attention)
@@ -65,6 +67,9 @@ class TorchExecutor:
             trace=request.trace or 0,
         )
         sequence.heard = sequence.position
+
+    def tell(self, slot: int) -> Mapping[str, Any]:
+        return self.stack.tell(slot)
 
     def free(self, slot: int) -> None:
         self.stack.free(slot)
