@@ -20,8 +20,10 @@ Floats = NDArray[np.float64]
 
 LOWEST, HIGHEST = 2, 6  # orders
 NOWHERE = -1  # no token, or the number of an n-gram that does not occur
-_FORMAT = "drafthouse n-grams 1"
+_FORMAT = "drafthouse n-grams 2"
 _ARRAYS = ("keys", "ends")  # of every order, in a file
+# of the header in front of a zip member's content, in bytes: up to the name, the field of 64-bit sizes; id of a padding
+_HEADER, _ZIP64_FIELD, _PADDING = 30, 20, (0xD935).to_bytes(2, "little")
 
 
 class NgramError(ValueError):
@@ -88,8 +90,11 @@ class NgramTables:
         arrays = {name: np.array(fact) for name, fact in facts.items()}
         levels = zip(self.orders, self.levels, strict=True)
         arrays |= {f"{name}_{order}": getattr(level, name) for order, level in levels for name in _ARRAYS}
-        with path.open("wb") as file:  # given a path, numpy would add a suffix to it
-            np.savez(file, **arrays)  # type: ignore[arg-type]  # mypy takes them for its other arguments
+        with path.open("wb") as file, zipfile.ZipFile(file, "w") as archive:
+            for name, array in arrays.items():
+                member = _aligned(f"{name}.npy", file.tell())
+                with archive.open(member, "w", force_zip64=True) as content:
+                    np.lib.format.write_array(content, array, (1, 0), allow_pickle=False)
 
     @classmethod
     def load(cls, path: Path) -> NgramTables:
@@ -128,13 +133,25 @@ class NgramTables:
         return np.where(known, at, NOWHERE)
 
 
+def _aligned(name: str, start: int) -> zipfile.ZipInfo:
+    """A member whose content lies at a multiple of 64 bytes, if its header lies at `start`.
+
+    Bisection would copy a whole vector that is not aligned, each time. Zip's way to move a content is a field of zeros
+    in the header: https://developer.android.com/tools/zipalign.
+    """
+    member = zipfile.ZipInfo(name)
+    fixed = start + _HEADER + len(name) + _ZIP64_FIELD + 4
+    member.extra = _PADDING + (-fixed % 64).to_bytes(2, "little") + bytes(-fixed % 64)
+    return member
+
+
 def _mapped(path: Path) -> dict[str, Ints]:
     """The int64 vectors of an uncompressed .npz, each as a window onto the file."""
     arrays = {}
     with zipfile.ZipFile(path) as archive, path.open("rb") as file:
         for member in archive.infolist():
-            # the local header of a member: 30 bytes, the last four of them the lengths of the two fields behind it
-            file.seek(member.header_offset + 26)
+            # the last four bytes before the name are the lengths of the name and of what stands behind it
+            file.seek(member.header_offset + _HEADER - 4)
             file.seek(int.from_bytes(file.read(2), "little") + int.from_bytes(file.read(2), "little"), 1)
             if np.lib.format.read_magic(file) != (1, 0):
                 raise NgramError(f"{path} was not written by 'drafthouse index'")

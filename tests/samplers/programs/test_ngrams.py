@@ -97,6 +97,14 @@ def test_a_file_holds_the_same(tmp_path: Path) -> None:
     assert (loaded.probability(contexts, np.arange(VOCABULARY), WEIGHTS) == expected).all()
 
 
+def test_mapped_tables_are_aligned(tmp_path: Path) -> None:
+    """Otherwise every bisection copies a whole table first."""
+    path = tmp_path / "counts.npz"
+    tables_of(random_texts(4)).save(path)
+    loaded = NgramTables.load(path)
+    assert all(part.ctypes.data % 64 == 0 for level in loaded.levels for part in (level.keys, level.ends))
+
+
 def test_tables_of_nothing(tmp_path: Path) -> None:
     path = tmp_path / "empty.npz"
     tables_of([]).save(path)
