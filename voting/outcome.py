@@ -174,10 +174,17 @@ def leader(weights: Sequence[float], clusters: Sequence[Cluster], samples: Seque
     return Leader(first, len(leading) > 1)
 
 
+def representative(cluster: Cluster, tally: Tally, samples: Sequence[Sample]) -> int:
+    """Index of its most probable member that counts, if any does."""
+    members = [sample for sample in samples if sample.index in cluster.members]
+    counted = [sample for sample in members if sample.index not in tally.pruned]
+    return min(counted or members, key=_by_likelihood).index
+
+
 def _decide(tally: Tally, clusters: Sequence[Cluster], samples: Sequence[Sample]) -> Decision:
     if tally.choice is None:
         first, tie = leader(tally.weights, clusters, samples)
-        return Decision(first, _representative(clusters[first], tally, samples), tie)
+        return Decision(first, representative(clusters[first], tally, samples), tie)
     for place, cluster in enumerate(clusters):
         if tally.choice in cluster.members:
             tie = sum(tied(weight, tally.weights[place]) for weight in tally.weights) > 1
@@ -190,13 +197,6 @@ def _shares(tally: Tally) -> tuple[float | None, ...]:
     if not tally.shares or not total > 0:
         return (None,) * len(tally.weights)
     return tuple(weight / total for weight in tally.weights)
-
-
-def _representative(cluster: Cluster, tally: Tally, samples: Sequence[Sample]) -> int:
-    """Its most probable member that counts, if any does."""
-    members = [sample for sample in samples if sample.index in cluster.members]
-    counted = [sample for sample in members if sample.index not in tally.pruned]
-    return min(counted or members, key=_by_likelihood).index
 
 
 def _by_likelihood(sample: Sample) -> tuple[float, int]:
