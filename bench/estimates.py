@@ -43,6 +43,13 @@ class Figure:
         return {name: None if not np.isfinite(v) else round(v, 6) for name, v in vars(self).items()}
 
 
+def verdict(figure: Figure, below: float = float("inf"), above: float = -float("inf")) -> str:
+    """Whether an interval lies below a value, or above one."""
+    if figure.high < below and figure.low > above:
+        return "reproduced"
+    return "contradicted" if figure.low > below or figure.high < above else "undecided"
+
+
 def bootstrap(statistic: Callable[[npt.NDArray[np.int64]], float], items: int, seed: int) -> Figure:
     """`statistic` of all items and the interval of it over resampled ones; it gets indices, repeated ones included.
 

@@ -1,14 +1,11 @@
-"""Pictures of what `bench samplers` has measured. matplotlib is an optional extra, imported only here."""
+"""matplotlib, and what pictures of figures with intervals need. It is an optional extra, imported only here."""
 
 from __future__ import annotations
 
-import statistics
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 from bench.estimates import Figure
-from bench.sampler_cost import ROWS, TARGETS, Cost
-from bench.sampler_quality import Quality
 
 _EXTRA = "drafthouse[bench]"
 
@@ -29,105 +26,9 @@ def require() -> Any:
     return pyplot
 
 
-def draw_quality(quality: Quality, path: Path) -> None:
-    pyplot = require()
-    figure, ((variety, repeats), (accuracy, deviation)) = pyplot.subplots(2, 2, figsize=(14, 12), layout="constrained")
-    for name, figures in quality.rows.items():
-        x, y = figures["nll"], figures["self_bleu"]
-        variety.errorbar(x.value, y.value, xerr=_sides(x), yerr=_sides(y), fmt="o", ms=4, lw=0.5, color=_color(name))
-    _name_points(variety, {name: (one["nll"].value, one["self_bleu"].value) for name, one in quality.rows.items()})
-    variety.set(xlabel="NLL of the output, nats per token", ylabel="self-BLEU (lower: more varied)", title="Variety")
-
-    for family, grid in (("top-p", quality.top_p), ("typical", quality.typical)):
-        points = [(one["nll"], one["repeated_4"]) for one in grid.values()]  # in the order of the parameter
-        if points:
-            xs, ys = [x.value for x, _ in points], [100 * y.value for _, y in points]
-            sides = [[100 * side for side in part] for part in zip(*(_pair(y) for _, y in points), strict=True)]
-            repeats.errorbar(xs, ys, yerr=sides, marker="o", ms=4, lw=1, capsize=2, label=family)
-            repeats.legend()
-    repeats.set(
-        yscale="log",
-        xlabel="NLL of the output, nats per token",
-        ylabel="repeated 4-grams, %",
-        title="Repetition at equal NLL",
-    )
-
-    names = list(quality.rows)
-    for offset, (measure, label) in (
-        (-0.2, ("accuracy", "one sample")),
-        (0.2, ("majority", f"majority of {quality.size.n}")),
-    ):
-        ones = [quality.rows[name][measure] for name in names]
-        _bars(accuracy, [i + offset for i in range(len(names))], ones, 0.38, label)
-    accuracy.set_yticks(range(len(names)), names, fontsize=6)
-    accuracy.invert_yaxis()
-    accuracy.set(xlabel="held-out problems right, %", title="Accuracy")
-    accuracy.legend(fontsize=7, loc="lower right")
-
-    for offset, index, label in ((-0.2, 0, "independent"), (0.2, 1, "arithmetic")):
-        places = [i + offset for i in range(len(quality.pairs))]
-        _bars(deviation, places, [pair.deviations[index] for pair in quality.pairs], 0.38, label)
-    deviation.set_yticks(range(len(quality.pairs)), [pair.independent for pair in quality.pairs])
-    deviation.invert_yaxis()
-    deviation.set(xlabel=f"deviation of the mean accuracy of {quality.size.n} samples, %", title="Monte Carlo error")
-    if quality.pairs:
-        deviation.legend()
-    figure.savefig(path, dpi=110)
-    pyplot.close(figure)
-
-
-def draw_cost(cost: Cost, path: Path) -> None:
-    pyplot = require()
-    names = list(cost.timings)
-    figure, axes = pyplot.subplots(figsize=(9, 0.35 * len(names) + 2), layout="constrained")
-    for offset, kind in zip((-0.2, 0.2), ROWS, strict=True):
-        ratios = [cost.timings[name][kind].ratios for name in names]
-        medians = [statistics.median(one) for one in ratios]
-        low = [middle - min(one) for middle, one in zip(medians, ratios, strict=True)]
-        high = [max(one) - middle for middle, one in zip(medians, ratios, strict=True)]
-        places = [i + offset for i in range(len(names))]
-        axes.barh(places, medians, 0.38, xerr=(low, high), label=f"{kind} rows", error_kw={"lw": 0.8})
-    for i, name in enumerate(names):
-        if (target := TARGETS.get(cost.groups[name])) is not None:
-            axes.plot([target, target], [i - 0.45, i + 0.45], color="black", lw=1.2)
-    axes.set_yticks(range(len(names)), names)
-    axes.invert_yaxis()
-    axes.set(xlabel="time over softmax + multinomial, median and range; line: target")
-    axes.legend()
-    figure.savefig(path, dpi=110)
-    pyplot.close(figure)
-
-
-def _name_points(axes: Any, points: dict[str, tuple[float, float]]) -> None:
-    """A name beside each point, as far as there is room: of names that would overlap the first ones are shown."""
-    texts = [
-        axes.annotate(name, place, fontsize=7, xytext=(4, 4), textcoords="offset points")
-        for name, place in points.items()
+def sides(figures: Sequence[Figure], scale: float = 1.0) -> list[list[float]]:
+    """Lengths of error bars, [2, F]; never negative: a bootstrap interval need not hold the value itself."""
+    return [
+        [scale * max(0.0, one.value - one.low) for one in figures],
+        [scale * max(0.0, one.high - one.value) for one in figures],
     ]
-    axes.figure.canvas.draw()
-    shown: list[Any] = []
-    for text in texts:
-        box = text.get_window_extent()
-        if any(box.overlaps(other) for other in shown):
-            text.set_visible(False)
-        else:
-            shown.append(box)
-
-
-def _bars(axes: Any, places: list[float], figures: list[Figure], height: float, label: str) -> None:
-    sides = [[100 * _pair(one)[side] for one in figures] for side in (0, 1)]
-    axes.barh(places, [100 * one.value for one in figures], height, xerr=sides, label=label, error_kw={"lw": 0.6})
-
-
-def _pair(one: Figure) -> tuple[float, float]:
-    """Lengths of the error bar, never negative: a bootstrap interval need not hold the value itself."""
-    return max(0.0, one.value - one.low), max(0.0, one.high - one.value)
-
-
-def _sides(one: Figure) -> list[list[float]]:
-    low, high = _pair(one)
-    return [[low], [high]]
-
-
-def _color(name: str) -> str:
-    return "tab:red" if name.startswith("arithmetic") else "tab:blue"

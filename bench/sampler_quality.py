@@ -8,22 +8,18 @@ several times over. All methods get the same prompts and seeds.
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from tokenizers import Tokenizer
 
 from bench import estimates, text_measures
 from bench.estimates import Array, Figure, Gap
+from bench.held_out import problem_prompt, source_prompts, word_problems
 from bench.sampler_methods import PAIRS, TOP_P_GRID, TYPICAL_GRID, Method, available
-from bench.sampler_runs import Failed, Job, Sample, Sampling
-from models.corpus import source_text
-from models.problems import Problem, answer_of, problems
+from bench.sampler_runs import Answer, Failed, Job, Sample, Sampling
+from models.problems import answer_of
 
-_FUNCTION = re.compile(r"^ *(?:def|class) ", re.MULTILINE)
-_PROBLEM_SEED = 10_000  # as in models/evaluate.py
 _SOURCE_SEEDS = 5_000_000  # requests' seeds, apart from those of the problems
 SOURCE_MEASURES = ("nll", "distinct_1", "distinct_2", "distinct_3", "self_bleu", "repeated_4")
 PROBLEM_MEASURES = ("accuracy", "majority", "any_right", "deviation")
@@ -82,26 +78,13 @@ class Quality:
     gaps: list[BranchGap] = field(default_factory=list)
 
 
-def source_prompts(tokenizer: Tokenizer, count: int, length: int) -> list[tuple[int, ...]]:
-    """`count` starts of functions or classes of held-out source, evenly spread over all of them."""
-    starts = [text[at.start() :] for text in source_text(held_out=True) for at in _FUNCTION.finditer(text)]
-    chosen = [starts[i * len(starts) // count] for i in range(count)]
-    ids = [tokenizer.encode(text[: 16 * length], add_special_tokens=False).ids[:length] for text in chosen]
-    return [tuple(one) for one in ids]
-
-
-def problem_prompt(tokenizer: Tokenizer, problem: Problem) -> tuple[int, ...]:
-    text = f"<|begin|><|user|>{problem.question}<|end|><|assistant|>"
-    return tuple(tokenizer.encode(text, add_special_tokens=False).ids)
-
-
 class Measuring:
     """One model, one set of prompts; samples are kept only until their measures are taken."""
 
     def __init__(self, sampling: Sampling, size: Size, methods: Sequence[Method]) -> None:
         self._sampling, self._size = sampling, size
         self._tokenizer = sampling.codec.fast
-        self._asked = list(itertools.islice(problems(_PROBLEM_SEED, held_out=True), size.problems))
+        self._asked = word_problems(size.problems)
         self._questions = [problem_prompt(self._tokenizer, problem) for problem in self._asked]
         self._sources = source_prompts(self._tokenizer, size.prompts, size.prompt_tokens)
         grid = {method.name: method for method in (*TOP_P_GRID, *TYPICAL_GRID)}
@@ -136,7 +119,7 @@ class Measuring:
         for key, result in results.items():
             if isinstance(result, Failed):
                 self.skipped.setdefault(key[1], f"failed: {result}")  # type: ignore[index]
-        good = {key: samples for key, samples in results.items() if not isinstance(samples, Failed)}
+        good = {key: answer.samples for key, answer in results.items() if isinstance(answer, Answer)}
         names = [name for name in self._chains if name not in self.skipped]
         source = {
             name: self._source_values([good["source", name, i] for i in range(len(self._sources))]) for name in names

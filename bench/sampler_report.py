@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from bench import estimates
-from bench.estimates import Figure
+from bench.estimates import Figure, verdict
 from bench.sampler_cost import FREE, MIXED_TARGET, ROWS, SORT, TARGETS, Cost, Timing
 from bench.sampler_quality import PROBLEM_MEASURES, SOURCE_MEASURES, BranchGap, Pair, Quality
 from bench.tables import markdown, spread
@@ -127,13 +127,6 @@ def _side(branch: BranchGap) -> list[str]:
         gap.difference.text(2, 100),
         verdict(gap.difference, below=0.0),
     ]
-
-
-def verdict(figure: Figure, below: float) -> str:
-    """Whether an interval lies below a value."""
-    if figure.high < below:
-        return "reproduced"
-    return "contradicted" if figure.low > below else "undecided"
 
 
 def cost_markdown(cost: Cost) -> list[str]:

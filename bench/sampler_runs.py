@@ -6,9 +6,13 @@ Knows chains, prompts and seeds; nothing about what is measured.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Hashable, Sequence
+import itertools
+import time
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from engine.request import DecodeRequest, FinishReason
 from samplers.chain import Chain
@@ -29,14 +33,25 @@ class Job:
     n: int
     max_tokens: int
     whole: bool = False  # never ends before `max_tokens`: the tokens that end a text are masked
+    line: bool = False  # ends with the first token that holds a line break, which belongs to the sample
+    salt: str = ""  # jobs of one salt share what has been computed of their prompts
 
 
 @dataclass
 class Sample:
-    """One choice, without the token that ended it."""
+    """One choice, without the token that ended the text."""
 
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)  # of every token that was drawn, the ending one included; raw
+    details: Mapping[str, Any] = field(default_factory=dict)  # what a program says about it
+
+
+@dataclass
+class Answer:
+    """What a job has brought."""
+
+    samples: list[Sample]  # fewer than n where a program finds no more
+    report: Mapping[str, Any] = field(default_factory=dict)  # what a program says about the whole request
 
 
 class Failed(RuntimeError):
@@ -46,11 +61,16 @@ class Failed(RuntimeError):
 class Sampling:
     """A loaded model; use as a context manager."""
 
-    def __init__(self, model: str, threads: int | None) -> None:
-        config = load_config({"model": model, "threads": threads, "max_seqs": SLOTS}, {})
+    def __init__(self, model: str, threads: int | None, ngrams: Path | None = None) -> None:
+        """`ngrams`: a file of tables for superposed decoding."""
+        names = None if ngrams is None else str(ngrams)
+        config = load_config({"model": model, "threads": threads, "max_seqs": SLOTS, "ngrams": names}, {})
         served = serve_model(model, config)
         self.codec, self.runner = served.tokenizer, served.runner
         self.eos = served.eos_token_ids
+        pieces = enumerate(self.runner.facts.pieces or ())
+        self._line_ends = frozenset(token for token, piece in pieces if b"\n" in piece)
+        self._asked = itertools.count()
 
     def __enter__(self) -> Sampling:
         return self
@@ -58,12 +78,34 @@ class Sampling:
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         asyncio.run(self.runner.close(0.0 if kind else 5.0))
 
-    def run(self, jobs: Sequence[Job], done: Callable[[], None]) -> dict[Hashable, list[Sample] | Failed]:
-        """All jobs, as many at once as the engine has slots and some more that wait; `done` is called after each."""
-        return asyncio.run(self._run(jobs, done))
+    def run(
+        self, jobs: Sequence[Job], done: Callable[[], None], at_once: int | None = None
+    ) -> dict[Hashable, Answer | Failed]:
+        """All jobs, `at_once` at a time; `done` is called after each. Without a number as many as the engine has slots
+        for, if each takes n, and some more that wait."""
+        if at_once is None:
+            at_once = 4 + SLOTS // max(1, min((job.n for job in jobs), default=1))
+        return asyncio.run(self._run(jobs, done, at_once))
 
-    async def _run(self, jobs: Sequence[Job], done: Callable[[], None]) -> dict[Hashable, list[Sample] | Failed]:
-        results: dict[Hashable, list[Sample] | Failed] = {}
+    def answers(
+        self, jobs: Sequence[Job], done: Callable[[], None], at_once: int | None = None
+    ) -> dict[Hashable, Answer]:
+        """`run` where none may fail. Raises Failed."""
+        answers: dict[Hashable, Answer] = {}
+        for key, result in self.run(jobs, done, at_once).items():
+            if isinstance(result, Failed):
+                raise result
+            answers[key] = result
+        return answers
+
+    def seconds(self, jobs: Sequence[Job]) -> float:
+        """Wall time of jobs one after the other. Raises Failed."""
+        return asyncio.run(self._in_turn(jobs))
+
+    async def _run(
+        self, jobs: Sequence[Job], done: Callable[[], None], at_once: int
+    ) -> dict[Hashable, Answer | Failed]:
+        results: dict[Hashable, Answer | Failed] = {}
         waiting = iter(jobs)
 
         async def work() -> None:
@@ -74,13 +116,39 @@ class Sampling:
                     results[job.key] = error
                 done()
 
-        workers = 4 + SLOTS // max(1, min(job.n for job in jobs)) if jobs else 0
-        await asyncio.gather(*(work() for _ in range(workers)))
+        await asyncio.gather(*(work() for _ in range(at_once)))
         return results
 
-    async def _one(self, job: Job) -> list[Sample]:
-        request = DecodeRequest(
-            id=str(job.key),
+    async def _in_turn(self, jobs: Sequence[Job]) -> float:
+        began = time.perf_counter()
+        for job in jobs:
+            await self._one(job)
+        return time.perf_counter() - began
+
+    async def _one(self, job: Job) -> Answer:
+        request = self._request(job)
+        answer = Answer([Sample() for _ in range(job.n)])
+        async for output in self.runner.submit(request):
+            for choice, delta in output.deltas.items():
+                sample = answer.samples[choice]
+                sample.tokens += delta.token_ids
+                sample.logprobs += delta.logprobs
+                if delta.finish is None:
+                    continue
+                if delta.finish.reason is FinishReason.ERROR:
+                    raise Failed(delta.finish.message)
+                if delta.finish.stop_token_id in self.eos:
+                    sample.tokens.pop()
+                sample.details = delta.finish.details
+            if output.absent:
+                del answer.samples[-output.absent :]
+            answer.report = output.report or answer.report
+        return answer
+
+    def _request(self, job: Job) -> DecodeRequest:
+        by_program = job.chain.program is not None  # programs look for strings, plain choices for ids
+        return DecodeRequest(
+            id=str(next(self._asked)),
             prompt_ids=job.prompt,
             chain=job.chain,
             seed=job.seed,
@@ -88,18 +156,8 @@ class Sampling:
             min_tokens=job.max_tokens if job.whole else 0,
             n=job.n,
             eos_token_ids=self.eos,
+            stop_token_ids=self._line_ends if job.line and not by_program else frozenset(),
+            stops=(b"\n",) if job.line and by_program else (),
             delivery_interval_s=60.0,
+            cache_salt=job.salt,
         )
-        samples = [Sample() for _ in range(job.n)]
-        async for output in self.runner.submit(request):
-            for choice, delta in output.deltas.items():
-                sample = samples[choice]
-                sample.tokens += delta.token_ids
-                sample.logprobs += delta.logprobs
-                if delta.finish is None:
-                    continue
-                if delta.finish.reason is FinishReason.ERROR:
-                    raise Failed(delta.finish.message)
-                if delta.finish.stop_token_id is not None:
-                    sample.tokens.pop()
-        return samples

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from bench import figures, sampler_cost, sampler_quality, sampler_report
-from bench.hardware import describe
+from bench import figures, sampler_cost, sampler_figures, sampler_quality, sampler_report
+from bench.progress import progress
+from bench.publication import publish
 from bench.sampler_methods import METHODS
 from bench.sampler_runs import Sampling
 from models.embedded import TARGET
@@ -48,10 +43,10 @@ def _quality(size: sampler_quality.Size, threads: int, command: str, output: Pat
     began = time.monotonic()
     with Sampling(TARGET, threads) as sampling:
         measuring = sampler_quality.Measuring(sampling, size, METHODS)
-        with _progress("sampling") as (begin, done):
+        with progress("sampling") as (begin, done):
             quality = measuring.measure(begin, done)
     seconds = time.monotonic() - began
-    _publish(
+    publish(
         "samplers-quality",
         "Samplers compared: quality",
         f"Model {TARGET}, {seconds / 60:.1f} minutes.",
@@ -61,15 +56,15 @@ def _quality(size: sampler_quality.Size, threads: int, command: str, output: Pat
         output,
     )
     if output is not None:
-        figures.draw_quality(quality, output / "samplers-quality.png")
+        sampler_figures.draw_quality(quality, output / "samplers-quality.png")
 
 
 def _cost(size: sampler_cost.Size, command: str, output: Path | None) -> None:
     costing = sampler_cost.Costing(size)
-    with _progress("timing") as (begin, done):
+    with progress("timing") as (begin, done):
         begin(costing.measurements)
         cost = costing.measure(done)
-    _publish(
+    publish(
         "samplers-cost",
         "Samplers compared: cost",
         "",
@@ -79,31 +74,4 @@ def _cost(size: sampler_cost.Size, command: str, output: Path | None) -> None:
         output,
     )
     if output is not None:
-        figures.draw_cost(cost, output / "samplers-cost.png")
-
-
-def _publish(
-    name: str, title: str, note: str, command: str, body: list[str], data: dict[str, Any], output: Path | None
-) -> None:
-    conditions = [f"{describe()}.", *([note] if note else []), f"Command: `{command}`."]
-    text = "\n".join([f"## {title}", "", *conditions, "", *body])
-    Console().print(text, markup=False, highlight=False, soft_wrap=True)
-    if output is not None:
-        (output / f"{name}.md").write_text(text + "\n", encoding="utf-8")
-        document = {"hardware": describe(), "command": command, **data}
-        (output / f"{name}.json").write_text(
-            json.dumps(document, indent=1, ensure_ascii=False) + "\n", encoding="utf-8"
-        )
-
-
-@contextmanager
-def _progress(what: str) -> Iterator[tuple[Callable[[int], None], Callable[[], None]]]:
-    """(tell it the number of pieces, tell it that one is done); on stderr, so that the table can be piped."""
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task(what, total=None)
-
-        def begin(total: int) -> None:
-            progress.update(task, total=total)
-
-        yield begin, lambda: progress.advance(task)
+        sampler_figures.draw_cost(cost, output / "samplers-cost.png")

@@ -16,6 +16,7 @@ from bench.estimates import (
     deviation_ratio,
     gap_at_equal_x,
     mean,
+    verdict,
 )
 
 
@@ -114,3 +115,12 @@ def test_equal_families_have_no_gap() -> None:
 
 def test_ranges_that_do_not_meet_cannot_be_compared() -> None:
     assert gap_at_equal_x(_family([1.0, 2.0], 0.0, 0.0), _family([3.0, 4.0], 0.0, 0.0), seed=1) is None
+
+
+def test_verdicts() -> None:
+    assert verdict(Figure(0.5, 0.4, 0.9), below=1.0) == "reproduced"
+    assert verdict(Figure(0.9, 0.4, 1.1), below=1.0) == verdict(Figure(0.9, 0.4, 1.1), above=1.0) == "undecided"
+    assert verdict(Figure(1.5, 1.1, 1.9), below=1.0) == "contradicted"
+    assert verdict(Figure(1.5, 1.1, 1.9), above=1.0) == "reproduced"
+    assert verdict(Figure(0.5, 0.4, 0.9), above=1.0) == "contradicted"
+    assert verdict(Figure(math.nan, math.nan, math.nan), below=1.0) == "undecided"

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from bench import figures, sampler_cost, sampler_quality, sampler_report, samplers
-from bench.estimates import Figure
+from bench import figures, sampler_cost, sampler_figures, sampler_quality, sampler_report, samplers
+from bench.held_out import source_prompts
 from bench.sampler_methods import METHODS, PAIRS, PLAIN, TOP_P_GRID, TYPICAL_GRID, Method, available
 from bench.sampler_runs import Failed, Job, Sampling
 from models.embedded import TARGET, locate
@@ -46,17 +46,10 @@ def test_unknown_methods_are_skipped_with_the_reason() -> None:
 
 def test_source_prompts_start_functions_and_differ() -> None:
     tokenizer = TextCodec.load(locate(TARGET)).fast
-    prompts = sampler_quality.source_prompts(tokenizer, 12, 20)
+    prompts = source_prompts(tokenizer, 12, 20)
     assert len(set(prompts)) == 12
     assert {len(prompt) for prompt in prompts} == {20}
     assert all(tokenizer.decode(prompt).lstrip().startswith(("def ", "class ")) for prompt in prompts)
-
-
-def test_verdicts() -> None:
-    assert sampler_report.verdict(Figure(0.5, 0.4, 0.9), below=1.0) == "reproduced"
-    assert sampler_report.verdict(Figure(0.9, 0.4, 1.1), below=1.0) == "undecided"
-    assert sampler_report.verdict(Figure(1.5, 1.1, 1.9), below=1.0) == "contradicted"
-    assert sampler_report.verdict(Figure(math.nan, math.nan, math.nan), below=1.0) == "undecided"
 
 
 def test_rows_are_peaked_and_flat() -> None:
@@ -134,7 +127,7 @@ def test_quality_of_a_tiny_run(tmp_path: Path) -> None:
     assert "- new: unknown sampling field" in text
     json.dumps(sampler_report.quality_json(quality), allow_nan=False)
     pytest.importorskip("matplotlib")
-    figures.draw_quality(quality, tmp_path / "quality.png")
+    sampler_figures.draw_quality(quality, tmp_path / "quality.png")
     assert (tmp_path / "quality.png").stat().st_size > 10_000
 
 
@@ -169,7 +162,7 @@ def test_a_job_that_fails_is_reported_and_others_go_on() -> None:
     assert isinstance(results["empty"], Failed)  # the ending token is masked and everything else is not allowed
     fine = results["fine"]
     assert not isinstance(fine, Failed)
-    assert [len(sample.tokens) for sample in fine] == [6, 6]
+    assert [len(sample.tokens) for sample in fine.samples] == [6, 6]
 
 
 def test_rows_are_as_before_when_a_step_is_over() -> None:
