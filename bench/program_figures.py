@@ -26,7 +26,12 @@ def draw_priority(priority: Priority, path: Path) -> None:
             axis.plot(range(1, len(values) + 1), values, style, marker="o", ms=3, color=f"C{number}", label=name)
             end = len(values) * (1.05 + 0.03 * number)  # beside each other
             axis.errorbar([end], values[-1:], yerr=sides(row.curve[-1:], 100), capsize=2, lw=1, color=f"C{number}")
-        axis.set(xscale="log", xlabel="completions, n", ylabel="prompts with a right one, %", title=task.capitalize())
+        axis.set(
+            xscale="log",
+            xlabel="completions, n; bars: intervals at the last",
+            ylabel="prompts with a right one, %",
+            title=task.capitalize(),
+        )
         axis.set_xticks([1, 2, 4, 8, 16], ["1", "2", "4", "8", "16"])
         axis.minorticks_off()
         axis.grid(alpha=0.25)
@@ -51,7 +56,8 @@ def draw_superposed(superposed: Superposed, path: Path) -> None:
             [max(one) - middle for middle, one in zip(middles, ratios, strict=True)],
         ]
         places = [place + (number - (len(bars) - 1) / 2) * width for place in range(len(COUNTS))]
-        drawn = speed.bar(places, middles, 0.92 * width, yerr=spans, label=f"{way} over {base}", error_kw={"lw": 0.8})
+        shade = {"color": f"C{ways.index(way)}", "alpha": 1.0 if base == IN_TURN else 0.45, "error_kw": {"lw": 0.8}}
+        drawn = speed.bar(places, middles, 0.92 * width, yerr=spans, label=f"{way} over {base}", **shade)
         speed.bar_label(drawn, fmt="%.1f", fontsize=7, padding=2)
     for place, n in enumerate(COUNTS):
         label = None if place else "target, over samples in turn"
