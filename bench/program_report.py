@@ -91,8 +91,8 @@ def superposed_markdown(superposed: Superposed) -> list[str]:
         "",
         "Coverage: the share of lines for which at least one of n drafts begins with the file's next "
         f"{HEAD_CHARACTERS} characters, or with the whole next line and its line break (lines of up to {size.tokens} "
-        f"tokens). Samples: the mean over all choices of n among {max(COUNTS)}. T = 0.3 is the best of 0.06, 0.3 and 1 on "
-        "120 lines of the same files, so its figures are a little too good; 0.06 is the default, and the paper's.",
+        f"tokens). Samples: the mean over all choices of n among {max(COUNTS)}. T = 0.3 is the best of 0.06, 0.3 and 1 "
+        "on 120 lines of the same files, so its figures are a little too good; 0.06 is the default, and the paper's.",
         "",
         _INTERVALS.format(items="lines"),
         "",
