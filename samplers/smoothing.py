@@ -12,6 +12,9 @@ from samplers.contract import Param, Rows, State
 from samplers.registry import STAGES
 from samplers.stage import BaseStage
 
+_LARGEST = torch.finfo(torch.float32).max
+_DEEPEST = -1e30  # tokens that fall further stay where they were: nothing is drawn there, and -inf would be a mask
+
 
 @STAGES.register
 class Smoothing(BaseStage):
@@ -30,8 +33,8 @@ class Smoothing(BaseStage):
     def shape(self, logits: Tensor, params: Mapping[str, Tensor], rows: Rows, state: State | None) -> Tensor:
         factor, curve = params["smoothing_factor"].unsqueeze(1), params["smoothing_curve"].unsqueeze(1)
         peak = logits.amax(1, keepdim=True)
-        finite = logits > -torch.inf
-        below = (peak - logits).masked_fill(~finite, 0.0)
-        fall = factor * ((3 - curve) / 2 * below**2 + (curve - 1) / 2 * below**3)
-        # the cubic can overtake fp32 far below the peak, where nothing is ever drawn
-        return torch.where(finite, peak - fall.clamp(max=1e30), logits)
+        below = (peak - logits).clamp(max=_LARGEST)
+        # as a product of numbers none of which is infinite: it may overflow, but never to something that is no number
+        fall = factor * below * below * ((3 - curve) / 2 + (curve - 1) / 2 * below)
+        bent = torch.maximum(peak - fall, logits.clamp(max=_DEEPEST))
+        return torch.where(logits > -torch.inf, bent, logits)

@@ -13,7 +13,7 @@ from samplers.registry import STAGES
 from samplers.rows import descending, log_total_and_entropy
 from samplers.stage import BaseStage
 
-_HALVINGS = 64  # of the distance between the farthest token and none: beyond what fp64 can tell apart
+_HALVINGS = 64  # of the distance between the farthest token that counts and none: beyond what fp64 can tell apart
 
 
 @STAGES.register
@@ -54,7 +54,8 @@ def _window(ordered: Tensor, mass: Tensor, expected: Tensor, wanted: Tensor) -> 
         return mass.gather(1, (high - 1).clamp(min=0)) - before
 
     near = torch.zeros_like(expected)
-    farthest = ordered.gather(1, finite - 1)
+    # the last token that adds to the mass: those behind it may be at distances that leave the others no resolution
+    farthest = ordered.gather(1, (mass < mass[:, -1:]).sum(1, keepdim=True))
     far = torch.maximum((ordered[:, :1] - expected).abs(), (farthest - expected).abs()) * (1 + 1e-12)
     low, high = torch.zeros_like(finite), finite  # should rounding leave even the whole row below the wanted mass
     for _ in range(_HALVINGS):

@@ -337,6 +337,38 @@ def test_smoothing_by_its_formula(row: Row, factor: float, curve: float) -> None
         assert ours == pytest.approx(expected, rel=1e-4, abs=1e-3)
 
 
+far = st.floats(0, 127).map(lambda i: -(2.0**i)) | st.sampled_from([float(torch.finfo(torch.float32).min), -1e20])
+
+
+@settings(max_examples=300, deadline=None)
+@given(any_row, st.lists(far, min_size=1, max_size=3), st.sampled_from([0.05, 0.4, 0.7, 0.95]))
+def test_typical_keeps_its_resolution_beside_tokens_far_below(row: Row, deep: Row, tau: float) -> None:
+    row = np.float32([*row, *deep]).tolist()
+    tau = float(np.float32(tau))
+    assume(not on_boundary("typical", row, tau))
+    assert support(truncate("typical", torch.tensor([row]), tau)[0]) == kept_typical(row, tau)
+
+
+@settings(max_examples=300, deadline=None)
+@given(any_row, st.lists(far, min_size=1, max_size=3), st.sampled_from([1e-20, 0.3, 1e6]), st.sampled_from([1, 4, 1e6]))
+def test_smoothing_keeps_the_order_far_below_the_peak(row: Row, deep: Row, factor: float, curve: float) -> None:
+    logits = torch.tensor([[*row, *deep]])
+    result = shape("smoothing", logits, smoothing_factor=factor, smoothing_curve=curve)
+    assert torch.equal(result.isfinite(), logits > -INF)
+    # the cubic of a curve above 3 rises before it falls
+    falls = logits.amax() - logits >= (2 * (curve - 3) / (3 * (curve - 1)) if curve > 3 else 0)
+    ordered = result[falls][logits[falls].argsort()]
+    assert (ordered[1:] >= ordered[:-1]).all()
+
+
+def test_smoothing_stays_below_a_peak_that_is_far_out_itself() -> None:
+    for peak in (1e38, -1e37, -1e31, 0.0):
+        logits = torch.tensor([[peak, -3e38]])
+        for factor in (1e-9, 0.3):
+            result = shape("smoothing", logits, smoothing_factor=factor)[0]
+            assert result[0] == peak and -INF < result[1] < peak
+
+
 def coins(seed: int) -> float:
     zeros = np.zeros(1, np.int64)
     return float(Noise(zeros + seed, zeros, zeros).uniform(Purpose.XTC)[0])
