@@ -108,7 +108,7 @@ class Admission:
     values: Mapping[str, Any]  # this stage's own parameters, scalar or not
     prompt_ids: Sequence[int]
     output_ids: Sequence[int]  # non-empty after a fork into a new slot or a resume
-    ending_ids: frozenset[int] = frozenset()  # EOS and stop ids of the request
+    ending_ids: frozenset[int] = frozenset()  # EOS and stop ids of the request that the vocabulary has
     min_tokens: int = 0
     stream: Stream = field(default=Stream(0, 0))  # the choice's random stream
     n: int = 1  # choices of the request, which share the stream's key

@@ -33,13 +33,11 @@ class _Endings(FixedState):
     """The ids that end a choice, and limits [slots] int64."""
 
     def __init__(self, shape: Shape) -> None:
-        self._vocab = shape.vocab
         self.table = TokenTable(shape)
         self.limits = torch.zeros(shape.slots, dtype=torch.int64, device=shape.device)
 
     def admit(self, slot: int, admission: Admission) -> None:
-        # a model may name an ending that its vocabulary lacks; that one is never drawn anyway
-        self.table.write(slot, {token: -torch.inf for token in admission.ending_ids if 0 <= token < self._vocab})
+        self.table.write(slot, dict.fromkeys(admission.ending_ids, -torch.inf))
         self.limits[slot] = admission.min_tokens
 
     def fork(self, parent: int, child: int) -> None:

@@ -35,6 +35,7 @@ class SamplerStack:
     """Per-slot chains and their batched execution."""
 
     def __init__(self, slots: int, vocab: int, device: torch.device, model: ModelFacts = NO_FACTS) -> None:
+        self._vocab = vocab
         shape = Shape(slots, vocab, device, model)
         self._memories = Memories(slots)
         by_order = sorted(STAGES, key=lambda stage: stage.order)
@@ -69,6 +70,8 @@ class SamplerStack:
         0: no trace. Raises whatever a state raises; the slot then has to be freed."""
         self.free(slot)
         stream = Stream(seed, choice)
+        # a model may name an ending that its vocabulary lacks; that one is never drawn anyway
+        ending_ids = frozenset(token for token in ending_ids if 0 <= token < self._vocab)
 
         def admission(values: Mapping[str, Any]) -> Admission:
             return Admission(values, prompt_ids, output_ids, ending_ids, min_tokens, stream, n)

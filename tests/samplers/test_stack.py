@@ -174,6 +174,18 @@ def test_an_ending_outside_the_vocabulary_masks_nothing() -> None:
         assert torch.nonzero(processed == -torch.inf).flatten().tolist() == [i for i in (3,) if i in endings]
 
 
+def test_an_ending_outside_the_vocabulary_harms_no_stage_and_no_neighbour() -> None:
+    stack = SamplerStack(2, VOCABULARY, torch.device("cpu"))
+    fields = {"xtc_probability": 1.0, "dry_multiplier": 1.0, "dry_sequence_breakers": []}
+    admit(stack, 0, fields, ending_ids=frozenset({VOCABULARY, -1}), min_tokens=2)
+    admit(stack, 1, fields)
+    rows = torch.zeros(2, VOCABULARY)
+    rows[:, :2] = 10.0
+    rows[:, 1] += 0.1
+    shaped, failures = stack.shape(rows, np.array([0, 1]), np.array([0, 0]))
+    assert not failures and (shaped[:, 1] == -torch.inf).all() and shaped[:, 0].isfinite().all()
+
+
 def test_biases_of_many_sizes_in_one_batch() -> None:
     stack = SamplerStack(4, VOCABULARY, torch.device("cpu"))
     sizes = [1, 40, 3, 1]
