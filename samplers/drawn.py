@@ -84,7 +84,7 @@ class DrawnScores:
         self._end = self._end.next
 
     def take(self, slots: Ids, tokens: Tensor) -> Scores:
-        """[R] ln p of the committed tokens; NaN where no row is known or the token was impossible in it.
+        """[R] ln p of the committed tokens, -inf where the row left them nothing; NaN where no row is known.
         slots: [R] distinct; tokens: [R] int64."""
         scores = np.full(len(slots), np.nan)
         missing = np.ones(len(slots), bool)
@@ -95,7 +95,6 @@ class DrawnScores:
                 chosen = tokens[torch.from_numpy(found).to(tokens.device)]
                 scores[found] = host(call.score(rows, chosen).double())
                 missing[found] = False
-        scores[~np.isfinite(scores)] = np.nan
         self._settle(slots)
         self._prefix[slots] = self._prefix[slots] * _FACTOR + host(tokens).astype(np.uint64) + _STEP
         return scores

@@ -64,7 +64,8 @@ class _Surprises(Feedback):
         self.drawn.admit(slot)
 
     def moved(self, slots: Ids, logprobs: Scores) -> Scores:
-        return self.level[slots] - self._eta[slots] * (-logprobs / _BITS - self._tau[slots])
+        moved = self.level[slots] - self._eta[slots] * (-logprobs / _BITS - self._tau[slots])
+        return np.where(np.isfinite(logprobs), moved, self.level[slots])  # no mu comes back from infinite surprise
 
     def fork(self, parent: int, child: int) -> None:
         super().fork(parent, child)

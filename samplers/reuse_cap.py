@@ -45,7 +45,7 @@ class ReuseCap(BaseStage):
         slots, cap = host(rows.slots), host(params["reuse_cap"]).astype(np.float64)
         never = np.iinfo(np.int32).max
         found, positions = state.occurrences(slots, np.where(cap > 0, host(params["reuse_min_match"]), never))
-        recorded = ~np.isnan(state.logprobs[slots[found], positions])
+        recorded = np.isfinite(state.logprobs[slots[found], positions])
         found, positions = found[recorded], positions[recorded]
         latest = np.append(found[1:] != found[:-1], True)[: len(found)]
         found, positions = found[latest], positions[latest]
@@ -82,7 +82,7 @@ def _capped(rows: Tensor, tokens: Tensor, highest: Tensor) -> Tensor:
 
 class _Copies(Repeats):
     """Histories of prompt and output with `logprobs` [slots, W] fp64: ln p of each output token as this stage left it,
-    NaN for the prompt's and for tokens generated before the slot was taken."""
+    NaN for the prompt's and for tokens generated before the slot was taken, -inf for those it had masked."""
 
     def __init__(self, shape: Shape) -> None:
         super().__init__(shape)

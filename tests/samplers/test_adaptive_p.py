@@ -56,6 +56,21 @@ def test_drawn_probabilities_average_near_the_target() -> None:
     assert means[0] < means[1] - 0.05 and abs(means[1] - 0.3) < 0.1
 
 
+def test_a_token_whose_probability_underflows_moves_the_average() -> None:
+    stack = SamplerStack(1, VOCABULARY, torch.device("cpu"))
+    stack.admit(0, resolve({"adaptive_p": 0.3, "adaptive_decay": 0.5}, VOCABULARY), seed=1, choice=0, prompt_ids=[0])
+    sharp = torch.tensor([[200.0] + [0.0] * (VOCABULARY - 1)])
+    flat = torch.zeros(1, VOCABULARY)
+    before = stack.shape(flat, np.array([0]), np.array([0]))[0]
+    stack.shape(sharp, np.array([0]), np.array([0]))
+    stack.accept(np.array([0]), torch.tensor([5]))
+    after = stack.shape(flat, np.array([0]), np.array([1]))[0]
+    aims = [0.3, 0.45]  # 0.6 less the average, which has halved
+    x = [abs(1 / VOCABULARY - aim) / 0.3 for aim in aims]
+    expected = [5 - 10 * d**2 / (1 + d) for d in x]
+    assert [row[0, 0].item() for row in (before, after)] == pytest.approx(expected, rel=1e-4)
+
+
 @settings(max_examples=100, deadline=None)
 @given(st.lists(st.one_of(st.floats(-30, 30, width=32), st.just(-torch.inf)), min_size=1, max_size=9))
 def test_masks_stay_and_shifts_change_nothing(row: list[float]) -> None:

@@ -43,6 +43,14 @@ def test_calls_of_one_step_are_found_and_let_go_when_their_tokens_are_in() -> No
     assert np.isnan(take(scores, [0, 1])).all()
 
 
+def test_a_token_its_row_left_nothing_is_told_from_one_without_a_row() -> None:
+    scores = DrawnScores(2)
+    for slot in range(2):
+        scores.admit(slot)
+    scores.note(np.array([0]), Row(-np.inf))
+    assert take(scores, [0, 1])[0] == -np.inf and np.isnan(take(scores, [1])[0])
+
+
 def test_a_former_owners_row_is_never_found() -> None:
     scores = DrawnScores(1)
     scores.admit(0)

@@ -50,6 +50,16 @@ def test_any_sequence_of_events_equals_a_replay(seed: int) -> None:
     Lives(seed, reference, some_fields).run(60)
 
 
+def test_a_forced_token_that_was_masked_leaves_mu_alone() -> None:
+    stack = SamplerStack(1, VOCABULARY, torch.device("cpu"))
+    stack.admit(0, resolve({"mirostat_tau": 1.0}, VOCABULARY), seed=1, choice=0, prompt_ids=[0])
+    row = torch.arange(VOCABULARY).float()[None]
+    row[0, 0] = -torch.inf
+    before = stack.shape(row, np.array([0]), np.array([0]))[0]
+    stack.accept(np.array([0]), torch.tensor([0]))
+    assert torch.equal(stack.shape(row, np.array([0]), np.array([1]))[0], before)
+
+
 @pytest.mark.parametrize("tau", [4.5, 6.0])
 def test_mean_surprise_comes_to_tau(tau: float) -> None:
     vocab, steps = 200, 600
