@@ -82,7 +82,7 @@ class BasisAware(BaseDraw):
             tokens[asked[accepted]] = visits[asked[accepted], turn]
             drawn[asked[accepted]] = True
             open_ = asked[~accepted].tolist()
-        state.fallbacks[rows.slots[~drawn].cpu().numpy()] += 1
+        np.add.at(state.fallbacks, rows.slots[~drawn].cpu().numpy(), 1)  # a slot may occur more than once
         return tokens
 
     @staticmethod
@@ -105,6 +105,12 @@ class _HeadState(FixedState):
 
     def admit(self, slot: int, admission: Admission) -> None:
         self.fallbacks[slot] = 0
+
+    def snapshot(self, slot: int) -> int:
+        return int(self.fallbacks[slot])
+
+    def restore(self, slot: int, snapshot: int) -> None:
+        self.fallbacks[slot] = snapshot
 
     def fork(self, parent: int, child: int) -> None:
         self.fallbacks[child] = self.fallbacks[parent]

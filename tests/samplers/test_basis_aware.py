@@ -216,6 +216,17 @@ def test_without_a_basis_it_is_the_plain_threshold_and_the_cap_falls_back_to_the
     assert stats.chisquare([seen[i] for i in sorted(above)], expected).pvalue > 1e-6
 
 
+def test_fallbacks_are_counted_per_row_and_undone() -> None:
+    head, row = model(40, 8, 4)
+    stack = stack_of(head, 1, basis="epsilon", basis_epsilon=0.99, basis_rank=0, basis_tries=1)
+    drawn(stack, row[None], [0], 0)
+    saved = stack.snapshot(0)
+    stack.sample(row.expand(3, -1), np.zeros(3, np.int64), np.arange(1, 4))  # rows of drafts
+    assert stack.tell(0) == {"basis_fallback": 4}
+    stack.restore(0, saved)
+    assert stack.tell(0) == {"basis_fallback": 1}
+
+
 def test_batches_and_mixed_parameters_do_not_matter() -> None:
     head = model(300, 16, 0)[0]
     rows = (head @ torch.randn(16, 4, generator=torch.Generator().manual_seed(8))).T.contiguous()
