@@ -6,7 +6,6 @@ more different outputs and estimates from them vary less. Vilnis et al., arXiv 2
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -15,10 +14,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from samplers.argmax import lowest_argmax
 from samplers.code import BOOKS, Code, fresh, resumed
 from samplers.contract import Admission, Param, Rows, Shape, State
-from samplers.quantise import BITS
+from samplers.quantise import weights_of
 from samplers.registry import DRAWS
 from samplers.rng import GROUP_CHOICE, Noise, Purpose, philox
 from samplers.stage import BaseDraw
@@ -47,7 +45,8 @@ class Arithmetic(BaseDraw):
         assert isinstance(state, Codes)
         seeded = (params["vocab_order"] == ORDERS.index("seeded")).cpu().numpy()
         order = state.orders(logits, seeded, rows.noise) if seeded.any() else None
-        edges = _edges(logits, order)
+        weights = weights_of(logits)
+        edges = (weights if order is None else weights.gather(1, order)).cumsum_(1)  # [R, V], in this order of tokens
         tokens = torch.empty(len(logits), dtype=torch.int64, device=logits.device)
         slots = np.array(rows.slots.tolist())
         for level in _levels(slots, rows.noise.positions):
@@ -84,7 +83,7 @@ class Codes:
 
     def __init__(self, slots: int) -> None:
         self._codes: list[Code | None] = [None] * slots
-        self.orders = _Orders()
+        self.orders = _Orders(slots)
         self._ahead: list[tuple[_Decoded, ...]] = [()] * slots  # picked and not yet accepted, in order
 
     def admit(self, slot: int, admission: Admission) -> None:
@@ -136,39 +135,35 @@ class Codes:
 
 
 class _Orders:
-    """Orders of the tokens that depend only on a request's seed and the position; the latest are kept, since all
-    choices of a request ask for the same."""
+    """Orders of the tokens that depend only on a request's seed and the position. The latest are kept, as many as
+    there are slots: all choices of a request ask for the same, and not in one call where steps are cut into blocks."""
 
-    KEPT = 16
-
-    def __init__(self) -> None:
-        self._kept: OrderedDict[tuple[int, int], Tensor] = OrderedDict()
+    def __init__(self, slots: int) -> None:
+        self._most = slots
+        self._kept: dict[tuple[int, int], Tensor] = {}
 
     def __call__(self, logits: Tensor, seeded: npt.NDArray[np.bool_], noise: Noise) -> Tensor:
         """[R, V] int64: the token at each place; in rows that are not seeded, its own id."""
+        wanted = list(zip(noise.keys[seeded].tolist(), noise.positions[seeded].tolist(), strict=True))
+        missing = [one for one in dict.fromkeys(wanted) if one not in self._kept]
+        if missing:
+            self._kept |= zip(missing, self._made(missing, logits), strict=True)
         order = torch.arange(logits.shape[1], device=logits.device).repeat(len(logits), 1)
-        for row in np.flatnonzero(seeded):
-            order[row] = self._one(int(noise.keys[row]), int(noise.positions[row]), logits)
+        order[torch.from_numpy(seeded).to(logits.device)] = torch.stack([self._kept[one] for one in wanted]).long()
+        for oldest in list(self._kept)[: -self._most]:
+            del self._kept[oldest]
         return order
 
-    def _one(self, key: int, position: int, logits: Tensor) -> Tensor:
-        if (key, position) not in self._kept:
-            words = philox(key, GROUP_CHOICE, position, np.arange(logits.shape[1]), Purpose.VOCAB_PERM)
-            places = (words[0] << np.uint64(32) | words[1]).argsort(kind="stable")
-            self._kept[key, position] = torch.from_numpy(places).to(logits.device)
-            if len(self._kept) > self.KEPT:
-                self._kept.popitem(last=False)
-        return self._kept[key, position]
-
-
-def _edges(logits: Tensor, order: Tensor | None) -> Tensor:
-    """Cumulative weights [R, V] int64 in this order of tokens. The weights are those of `quantise`."""
-    peak = lowest_argmax(logits).unsqueeze(1)
-    mass = logits.double().sub_(logits.gather(1, peak)).exp_()
-    mass.mul_(2.0**BITS / mass.sum(1, keepdim=True))
-    weights = mass.long()
-    weights.scatter_add_(1, peak, 2**BITS - weights.sum(1, keepdim=True))
-    return (weights if order is None else weights.gather(1, order)).cumsum_(1)
+    @staticmethod
+    def _made(missing: list[tuple[int, int]], logits: Tensor) -> tuple[Tensor, ...]:
+        keys, positions = np.array(missing).T[:, :, None]
+        words = philox(keys, GROUP_CHOICE, positions, np.arange(logits.shape[1]), Purpose.VOCAB_PERM)
+        numbers = words[0] << np.uint64(32) | words[1]
+        places = numbers.argsort(1)  # five times as fast as a stable sort, and the same unless two numbers are equal
+        ranked = np.take_along_axis(numbers, places, 1)
+        if (ranked[:, 1:] == ranked[:, :-1]).any():
+            places = numbers.argsort(1, kind="stable")
+        return torch.from_numpy(places.astype(np.int32)).to(logits.device).unbind()
 
 
 def _levels(slots: Numbers, positions: Numbers) -> list[Numbers]:

@@ -36,14 +36,15 @@ def pick(weights: npt.NDArray[np.int64], bits: npt.NDArray[np.int64]) -> npt.NDA
     return (weights.cumsum(1) > bits[:, None]).argmax(1)
 
 
-def draw(logits: Tensor, bits: Tensor) -> Tensor:
-    """`pick` of `quantise`, on the tensor's device and several times faster.
-
-    logits: [R, V] fp32 with a finite entry per row; bits: [R] int64 in [0, 2^52) -> [R] int64.
-    """
+def weights_of(logits: Tensor) -> Tensor:
+    """`quantise` on the tensor's device, several times faster. logits: [R, V] fp32 with a finite entry per row."""
     peak = lowest_argmax(logits).unsqueeze(1)
     mass = logits.double().sub_(logits.gather(1, peak)).exp_()
     mass.mul_(2.0**BITS / mass.sum(1, keepdim=True))
     weights = mass.long()
-    weights.scatter_add_(1, peak, 2**BITS - weights.sum(1, keepdim=True))
-    return torch.searchsorted(weights.cumsum_(1), bits.unsqueeze(1), right=True).squeeze(1)
+    return weights.scatter_add_(1, peak, 2**BITS - weights.sum(1, keepdim=True))
+
+
+def draw(logits: Tensor, bits: Tensor) -> Tensor:
+    """`pick` of `weights_of`. logits: [R, V]; bits: [R] int64 in [0, 2^52) -> [R] int64."""
+    return torch.searchsorted(weights_of(logits).cumsum_(1), bits.unsqueeze(1), right=True).squeeze(1)

@@ -14,12 +14,12 @@ import torch
 from scipy import stats
 
 import samplers  # noqa: F401  registers the stages and draws
-from samplers.arithmetic import Arithmetic, Codes, _edges
+from samplers.arithmetic import Arithmetic, Codes
 from samplers.chain import resolve
 from samplers.code import CODE_BITS, Code, fresh
 from samplers.contract import Rows, SamplerError
-from samplers.quantise import BITS, quantise
-from samplers.rng import Noise, Purpose, Stream, philox_reference
+from samplers.quantise import BITS, quantise, weights_of
+from samplers.rng import Noise, Purpose, Stream, philox, philox_reference
 from samplers.stack import SamplerStack
 
 DRAW = Arithmetic()
@@ -219,7 +219,7 @@ def test_a_certain_token_consumes_nothing_and_a_code_keeps_its_width() -> None:
 
 def edges(row: torch.Tensor) -> list[int]:
     """Cumulative weights of a row, from 0 on. An exponential that differs in its last bit would differ here."""
-    return [0, *_edges(row[None], None)[0].tolist()]
+    return [0, *weights_of(row[None]).cumsum(1)[0].tolist()]
 
 
 @pytest.mark.parametrize("model", [dyadic, smooth])
@@ -296,6 +296,27 @@ def test_batches_do_not_matter(fields: dict[str, Any]) -> None:
     alone = request(smooth, 12, 4, length=40, batches=[[i] for i in range(12)], **fields)
     mixed = request(smooth, 12, 4, length=40, batches=[[7, 3, 11, 0], [1, 2], [10, 9, 8, 6, 5, 4]], **fields)
     assert together == alone == mixed
+
+
+def test_seeded_orders_of_a_step_are_made_at_once_and_stay_for_all_its_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    count, calls = 40, []
+
+    def counted(*args: Any) -> Any:
+        if args[-1] == Purpose.VOCAB_PERM:
+            calls.append(args)
+        return philox(*args)
+
+    monkeypatch.setattr("samplers.arithmetic.philox", counted)
+    chain = resolve({"draw": "arithmetic", "vocab_order": "seeded"}, VOCABULARY)
+    stack = SamplerStack(count, VOCABULARY, torch.device("cpu"))
+    for slot in range(count):
+        stack.admit(slot, chain, seed=slot // 2, choice=slot % 2, prompt_ids=[0], n=2)
+    rows = smooth(()).expand(count // 2, -1)
+    for position in range(3):
+        for choice in range(2):  # the choices of a request are in different blocks
+            slots = np.arange(choice, count, 2)
+            stack.sample(rows, slots, np.full(len(slots), position))
+        assert len(calls) == position + 1
 
 
 def admitted(n: int = 2, slots: int = 4) -> SamplerStack:
