@@ -94,8 +94,8 @@ def percent(chance: float) -> str:
         return "0"
     if chance < 1e-4:
         return f"{chance:.0e}"
-    if chance > 0.9999 and chance < 1:
-        return ">99.99%"
+    if 0.9995 <= chance < 1:  # would be rounded to 100.0%
+        return ">99.9%"
     return f"{chance * 100:.{1 if chance >= 0.01 else 2}f}%"
 
 

@@ -120,8 +120,8 @@ def test_a_terminal_without_unicode_gets_ascii(tmp_path: Path) -> None:
 
 
 def test_percentages() -> None:
-    shown = [percent(value) for value in (0, 1e-7, 0.005, 0.25, 0.99999, 1.0)]
-    assert shown == ["0", "1e-07", "0.50%", "25.0%", ">99.99%", "100.0%"]
+    shown = [percent(value) for value in (0, 1e-7, 0.005, 0.25, 0.9994, 0.9996, 0.99999, 1.0)]
+    assert shown == ["0", "1e-07", "0.50%", "25.0%", "99.9%", ">99.9%", ">99.9%", "100.0%"]
 
 
 def test_tokens_are_quoted() -> None:
