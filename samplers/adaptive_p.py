@@ -21,10 +21,15 @@ PEAK, SHARPNESS, WIDTH = 5.0, 10.0, 0.3
 
 @STAGES.register
 class AdaptiveP(FeedbackStage):
-    """With a = clamp(2 target - average, 0, 1) and x = |p - a| / 0.3, logits become 5 - 10 x^2 / (1 + x)."""
+    """With a = clamp(2 target - average, 0, 1) and x = |p - a| / 0.3, logits become 5 - 10 x^2 / (1 + x).
+
+    Unlike mirostat it may follow a truncation, against samplers.md 3: every token that is left gets a logit of its own
+    size, and the many of a large vocabulary that have next to no probability would be drawn from most of the time.
+    """
 
     name = "adaptive_p"
     order = 18.1
+    excludes_from = 16  # what bends the row, and mirostat
     params = (
         Param("adaptive_p", float, 0.0, low=0.0, high=1.0, low_open=True, high_open=True, also=(0.0,), default=0.5),
         Param("adaptive_decay", float, 0.9, low=0.0, high=1.0, high_open=True),

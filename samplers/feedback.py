@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from torch import Tensor
@@ -18,10 +18,11 @@ class FeedbackStage(BaseStage):
     """Follows the law it steers, so nothing else may cut or bend the row after temperature."""
 
     resumable = False
+    excludes_from: ClassVar[float] = 10  # the order from which on it shares the row with nobody
 
     @property
     def excludes(self) -> frozenset[str]:  # type: ignore[override]  # stages of other packages are among them
-        return frozenset(stage.name for stage in STAGES if 10 <= stage.order < 19) - {self.name}
+        return frozenset(stage.name for stage in STAGES if self.excludes_from <= stage.order < 19) - {self.name}
 
 
 class Feedback:

@@ -56,6 +56,23 @@ def test_drawn_probabilities_average_near_the_target() -> None:
     assert means[0] < means[1] - 0.05 and abs(means[1] - 0.3) < 0.1
 
 
+def test_a_truncation_before_it_keeps_the_tail_of_a_large_vocabulary_out() -> None:
+    vocab = 200_000
+    row = torch.randn(1, vocab, generator=torch.Generator().manual_seed(1))
+    row[0, :3] = torch.tensor([16.0, 15.0, 14.0])
+
+    def of_the_first_three(**fields: float) -> float:
+        stack = SamplerStack(1, vocab, torch.device("cpu"))
+        stack.admit(0, resolve({"adaptive_p": 0.5, **fields}, vocab), seed=0, choice=0, prompt_ids=[0])
+        shaped, failures = stack.shape(row, np.array([0]), np.array([0]))
+        assert not failures
+        return float(shaped[0].softmax(0)[:3].sum())
+
+    assert of_the_first_three() < 0.1
+    for fields in ({"min_p": 0.05}, {"top_k": 3}, {"epsilon_cutoff": 0.01, "temperature": 0.9}):
+        assert of_the_first_three(**fields) == pytest.approx(1)
+
+
 def test_a_token_whose_probability_underflows_moves_the_average() -> None:
     stack = SamplerStack(1, VOCABULARY, torch.device("cpu"))
     stack.admit(0, resolve({"adaptive_p": 0.3, "adaptive_decay": 0.5}, VOCABULARY), seed=1, choice=0, prompt_ids=[0])
@@ -90,8 +107,8 @@ def test_conflicts_ranges_and_greedy() -> None:
     assert not resolve({"adaptive_p": 0.5, "temperature": 0}, VOCABULARY).stages
     assert resolve({"sampler": "adaptive_p"}, VOCABULARY).stages[0].values == {"adaptive_p": 0.5, "adaptive_decay": 0.9}
     bad: list[dict[str, Any]] = [
-        {"adaptive_p": 1.0}, {"adaptive_p": -0.1}, {"adaptive_decay": 1.0}, {"xtc_probability": 0.5}, {"top_k": 2},
-        {"mirostat_tau": 5.0}, {"smoothing_factor": 0.5},
+        {"adaptive_p": 1.0}, {"adaptive_p": -0.1}, {"adaptive_decay": 1.0}, {"xtc_probability": 0.5},
+        {"mirostat_tau": 5.0}, {"smoothing_factor": 0.5}, {"eta_cutoff": 0.1},
     ]  # fmt: skip
     for fields in bad:
         with pytest.raises(SamplerError):
