@@ -16,6 +16,7 @@ from samplers.registry import STAGES
 from samplers.stage import BaseStage, token_ids
 
 Ids = npt.NDArray[np.int64]
+MAX_WORDS = 512  # 256 strings, each bare and behind a space
 _NONE = -1  # stands in a history for a token that is not there
 
 
@@ -31,6 +32,8 @@ class BadWords(BaseStage):
     def parse(self, field: str, value: Any, path: str, vocab: int) -> tuple[tuple[int, ...], ...]:
         if not isinstance(value, (list, tuple)):
             raise SamplerError(f"'{path}' must be a list of lists of token ids", path)
+        if len(value) > MAX_WORDS:
+            raise SamplerError(f"'{path}' has more than {MAX_WORDS} words", path)
         words = tuple(token_ids(word, f"{path}[{i}]", vocab) for i, word in enumerate(value))
         if any(not word for word in words):
             raise SamplerError(f"'{path}' must not hold an empty word", path)

@@ -91,7 +91,7 @@ class GenerationBody(Body):
     prompt_logprobs: Annotated[int, Field(ge=0, le=20), WHOLE] | None = None
     logprob_token_ids: Annotated[list[TokenId], Field(max_length=128)] | None = None
     allowed_token_ids: Annotated[list[TokenId], Field(min_length=1)] | None = None
-    bad_words: list[Annotated[Text, Field(min_length=1)]] | None = None
+    bad_words: Annotated[list[Annotated[Text, Field(min_length=1)]], Field(max_length=256)] | None = None
     add_special_tokens: Flag | None = None
     request_id: RequestId | None = None
     rid: RequestId | None = None

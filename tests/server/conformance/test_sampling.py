@@ -74,7 +74,7 @@ def test_c38_penalties(client: openai.OpenAI, raw: httpx.Client, field: str) -> 
         ("min_tokens", [-1]),
         ("stop_token_ids", [[4096], [-1], 3, ["a"]]),
         ("allowed_token_ids", [[], [4096], ["a"]]),
-        ("bad_words", ["x", [""], [3]]),
+        ("bad_words", ["x", [""], [3], ["x"] * 257]),
         ("stream", [1, "true"]),
         ("user", [3]),
         ("reasoning_effort", ["huge"]),
