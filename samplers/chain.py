@@ -3,7 +3,7 @@ itself."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -11,7 +11,7 @@ from samplers.contract import Draw, SamplerError, Stage
 from samplers.model_facts import NO_FACTS, ModelFacts
 from samplers.programs.contract import PROGRAMS, Program
 from samplers.registry import DRAWS, STAGES
-from samplers.temperature import GREEDY_BELOW
+from samplers.temperature import GREEDY_BELOW, Temperature
 
 Owner = Stage | Draw | Program
 MAX_ITEMS = 16
@@ -110,7 +110,7 @@ def resolve(fields: Mapping[str, Any], vocab_size: int, model: ModelFacts = NO_F
     active = [stage for stage in asked if stage.in_greedy or not greedy]
     active.sort(key=lambda stage: _place(stage, temperature_last))
     if given_order:
-        active = _in_list_order(active, listed, temperature_last)
+        active.sort(key=_in_list_order(active, listed, temperature_last))
     stages = tuple(Item(stage.name, values[stage.name]) for stage in active)
     off = [name for name in values if name not in DRAWS and STAGES.get(name).is_neutral(values[name])]
     neutral = tuple(Item(name, values[name]) for name in off)
@@ -131,14 +131,22 @@ def _place(stage: Stage, temperature_last: bool) -> float:
     return _BEHIND_XTC if temperature_last and stage.name == "temperature" else stage.order
 
 
-def _in_list_order(active: list[Stage], listed: list[str], temperature_last: bool) -> list[Stage]:
-    """Listed stages in list order among themselves, in the places the fixed order gives to listed stages."""
-    places = [i for i, stage in enumerate(active) if stage.name in listed]
-    wanted = sorted((active[i] for i in places), key=lambda stage: listed.index(stage.name))
-    result = list(active)
-    for place, stage in zip(places, wanted, strict=True):
-        result[place] = stage
-    return result
+def _in_list_order(
+    active: list[Stage], listed: list[str], temperature_last: bool
+) -> Callable[[Stage], tuple[int, bool, float]]:
+    """Sorts listed stages by their place in the list. Every other one runs ahead of the first of them that follows it
+    in the fixed order, or of all if temperature does: what a request asks for beside the list must see the model's
+    logits where it usually does."""
+    places = {stage.name: _place(stage, temperature_last) for stage in active}
+
+    def key(stage: Stage) -> tuple[int, bool, float]:
+        if stage.name in listed:
+            return listed.index(stage.name), True, 0.0
+        place = places[stage.name]
+        behind = [at for at, name in enumerate(listed) if places.get(name, place) > place]
+        return 0 if place < Temperature.order else min(behind, default=len(listed)), False, place
+
+    return key
 
 
 def _listed(

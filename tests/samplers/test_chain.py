@@ -10,6 +10,7 @@ from samplers.chain import MAX_ITEMS, resolve
 from samplers.contract import SamplerError
 
 VOCABULARY = 100
+DRY = {"dry_multiplier": 0.5, "dry_sequence_breakers": []}
 
 
 def names(**fields: Any) -> list[str]:
@@ -29,8 +30,26 @@ def test_stages_run_in_the_documented_order() -> None:
     assert names(sampler=["min_p", "top_k"], temperature=0.5) == ["temperature", "top_k", "min_p"]
     assert names(sampler=["min_p", "top_k"], sampler_order="given") == ["min_p", "top_k"]
     listed = ["min_p", {"name": "temperature", "temperature": 2.0}, "top_k"]
-    assert names(sampler=listed, sampler_order="given", top_p=0.5) == ["min_p", "temperature", "top_p", "top_k"]
+    assert names(sampler=listed, sampler_order="given", top_p=0.5) == ["top_p", "min_p", "temperature", "top_k"]
     assert names(temperature=0.5, top_k=5, temperature_last=True) == ["top_k", "temperature"]
+
+
+@pytest.mark.parametrize(
+    ("listed", "flat", "order"),
+    [
+        (["typical", "repetition_penalty"], {"frequency_penalty": 1}, "frequency_penalty typical repetition_penalty"),
+        (["typical", "bias"], {**DRY, "temperature": 0.5}, "dry temperature typical bias"),
+        (["bias", "typical"], {"temperature": 0.5}, "bias temperature typical"),  # as in the fixed order
+        (["repetition_penalty", "top_k"], {"frequency_penalty": 1}, "frequency_penalty repetition_penalty top_k"),
+        (["top_k", "bias"], {"temperature": 0.5, "min_p": 0.1}, "temperature top_k bias min_p"),
+        (["top_k", "xtc"], {"temperature": 0.5, "temperature_last": True, "top_p": 0.5}, "top_k top_p xtc temperature"),
+    ],
+)
+def test_what_is_not_listed_runs_at_its_usual_place(listed: list[str], flat: dict[str, Any], order: str) -> None:
+    bias = {"name": "logit_bias", "logit_bias": {"1": 1}}
+    sampler = [bias if name == "bias" else name for name in listed]
+    ran = names(sampler=sampler, sampler_order="given", **flat)
+    assert ran == [name if name != "bias" else "logit_bias" for name in order.split()]
 
 
 def test_string_object_and_list_are_the_same() -> None:
@@ -108,6 +127,7 @@ def test_greedy_keeps_masks_bias_and_penalties_only() -> None:
         ({"allowed_token_ids": []}, "allowed_token_ids"),
         ({"allowed_token_ids": [1, 100]}, "allowed_token_ids[1]"),
         ({"bad_words_ids": [[]]}, "bad_words_ids"),
+        ({"bad_words_ids": [[1]] * 513}, "bad_words_ids"),
     ],
 )
 def test_errors_name_the_field(fields: dict[str, Any], param: str) -> None:
