@@ -39,8 +39,10 @@ def reliability(p: npt.ArrayLike, y: npt.ArrayLike, bins: int = BINS, binning: s
         places = np.searchsorted(np.arange(bins + 1) / bins, confidences) - 1
         if binning == "width":
             places = np.maximum(places, 0)
-    inside = [places == place for place in range(bins)]
-    return [Bin(int(of.sum()), float(confidences[of].mean()), float(credits[of].mean())) for of in inside if of.any()]
+    inside = places >= 0
+    ones = np.ones(len(places))
+    sizes, sums, rights = (np.bincount(places[inside], of[inside], bins) for of in (ones, confidences, credits))
+    return [Bin(int(sizes[i]), float(sums[i] / sizes[i]), float(rights[i] / sizes[i])) for i in np.flatnonzero(sizes)]
 
 
 def ece(p: npt.ArrayLike, y: npt.ArrayLike, bins: int = BINS, binning: str = "width") -> float:
