@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-from rich.console import Console
 
 from server.config import ConfigError, ServeConfig, load_config
+from server.failure import STARTUP_EXIT as STARTUP_EXIT
+from server.failure import fail
+from server.vote_cli import vote
 
 app = typer.Typer(
     help="OpenAI-compatible inference server in which the decoding algorithm is a request parameter.",
@@ -24,8 +26,7 @@ app = typer.Typer(
 )
 bench = typer.Typer(help="Side-by-side benchmarks; every table names its hardware and its peer.", no_args_is_help=True)
 app.add_typer(bench, name="bench")
-errors = Console(stderr=True)
-STARTUP_EXIT = 2
+app.add_typer(vote, name="vote")
 
 
 class BenchPart(StrEnum):
@@ -102,7 +103,7 @@ def _run_or_explain(flags: dict[str, Any], file: Path | None) -> None:
     try:
         settings = load_config(flags, os.environ, file or _file_from_environment())
     except ConfigError as error:
-        _fail(str(error))
+        fail(str(error))
     logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     _quiet_libraries()
     from server.launch import prepare, run
@@ -123,15 +124,15 @@ def _explained(model: str) -> Iterator[None]:
     try:
         yield
     except (ConfigError, PresetError, SamplerError, SettingsError, UnsupportedModelError) as error:
-        _fail(str(error))
+        fail(str(error))
     except BrokenPipeError:  # as in `| head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or the interpreter complains when it flushes
         raise typer.Exit(1) from None
     except (OSError, ValueError) as error:  # transformers' answers to a folder or hub id it cannot use
-        _fail(f"cannot load model '{model}': {_first_line(error)}")
+        fail(f"cannot load model '{model}': {_first_line(error)}")
     except Exception as error:
         logging.getLogger(__name__).debug("the start failed", exc_info=error)
-        _fail(f"cannot start with model '{model}': {type(error).__name__}: {_first_line(error)}")
+        fail(f"cannot start with model '{model}': {type(error).__name__}: {_first_line(error)}")
 
 
 def _first_line(error: BaseException) -> str:
@@ -295,7 +296,7 @@ def bench_samplers(
     try:
         run_bench(part.value, problems, seeds, output, quick, threads)
     except (NoFigures, OSError) as error:
-        _fail(str(error))
+        fail(str(error))
 
 
 @bench.command("programs")
@@ -327,10 +328,9 @@ def bench_programs(
     try:
         run_bench(part.value, output, quick, threads, ngrams)
     except (NoFigures, OSError) as error:
-        _fail(str(error))
+        fail(str(error))
     except Violated as error:
-        errors.print(f"drafthouse: does not hold: {error}", style="red", highlight=False, soft_wrap=True, markup=False)
-        raise typer.Exit(1) from None
+        fail(f"does not hold: {error}", status=1)
 
 
 def _quiet_libraries() -> None:
@@ -341,11 +341,6 @@ def _quiet_libraries() -> None:
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
-
-
-def _fail(message: str) -> None:
-    errors.print(f"drafthouse: {message}", style="red", highlight=False, soft_wrap=True, markup=False)
-    raise typer.Exit(STARTUP_EXIT)
 
 
 def main() -> None:
