@@ -65,6 +65,8 @@ async def cover_prompts(
 
 
 def _cover_all(model: ServedModel, mode: str, prompts: Sequence[PromptInput]) -> list[Covering]:
+    if mode == EXACT and not model.covers.is_exact:
+        raise unavailable("prompt_boundary", "this model has tokens that merges do not make; 'exact' is")
     find = model.covers.heal if mode == HEAL else model.covers.exact
     coverings = [find(prompt.ids) for prompt in prompts]
     limit = model.runner.max_model_len

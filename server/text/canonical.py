@@ -10,6 +10,7 @@ import codecs
 import unicodedata
 from bisect import bisect_left
 from collections.abc import Collection, Iterator, Sequence
+from copy import deepcopy
 from dataclasses import dataclass
 from functools import cache
 from itertools import product
@@ -23,6 +24,16 @@ from server.text.pieces import byte_alphabet, is_byte_level
 # reach into what follows are found in the vocabulary; these characters show the cut where none of them does.
 LETTERS, NUMBERS, OTHERS = "aé中ሀꀀ𐐀", "0٣৩𝟎", ".¶⁂𐄀"
 AFTER_DIGITS = ("0", "00", "a")
+# A contraction may be a piece of its own or part of the word, and a word may go on from characters without case into
+# upper case only if lower case follows.
+CONTRACTIONS = [
+    "".join(letters)
+    for word in ("s", "t", "re", "ve", "m", "ll", "d")
+    for letters in product(*((letter, letter.upper()) for letter in word))
+]
+LOWER = "a"
+FURTHER = "a0./ \n"  # one of these goes on in any piece of text that can
+Job = tuple[str, int]  # text, bytes to take away again
 MANY = 64  # completions of a character to try where bytes cannot be merged one by one
 
 
@@ -76,6 +87,23 @@ class Reader:
         blanks = [a + b for a in ("", " ", "\n") for b in (" ", "\n")]
         self._after_blanks = (letter, number, other, *blanks, *(blank + letter for blank in blanks))
         self._letters = {byte: letter for letter, byte in byte_alphabet().items()}
+        self._model, self._unmerged = tokenizer.model, frozenset[int]()
+        if getattr(self._model, "ignore_merges", False):
+            self._model = deepcopy(self._model)
+            self._model.ignore_merges = False
+            self._unmerged = self._without_merges()
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether words that are tokens only where they stand alone can be told from beginnings of longer ones."""
+        return self._byte_level or not self._unmerged
+
+    def _without_merges(self) -> frozenset[int]:
+        """Tokens that merges do not make: words that are written so as a whole, and otherwise as beginnings."""
+        tokens = range(len(self._vocabulary.pieces))
+        ordinary = [token for token in tokens if self._vocabulary.is_text(token)]
+        words = ((token, self._fast.id_to_token(token)) for token in ordinary)
+        return frozenset(token for token, word in words if [one.id for one in self._model.tokenize(word)] != [token])
 
     def _loose(self, characters: str) -> str:
         """The first of them that no token joins to a space before it."""
@@ -86,12 +114,12 @@ class Reader:
         return characters[0]
 
     def frame(self, before: str, data: bytes) -> Frame | None:
-        """A frame in which `data` is read as itself. `before` is the text in front of it."""
+        """A frame in which `data` is read as behind the text `before`, or at least as itself."""
         text, pending = decoded(data) or ("", b"")
         if pending:
             text += completions(pending)[0]
         whole = text.encode()
-        for anchor, dropped in (("", 0), ("", 1), (before, 0)):
+        for anchor, dropped in ((before, 0), ("", 0), ("", 1)):
             if dropped and not whole.startswith(b" "):
                 continue
             ids = self._fast.encode(anchor + text[dropped:], add_special_tokens=False).ids
@@ -103,30 +131,46 @@ class Reader:
     def read(self, texts: Sequence[bytes], frame: Frame) -> Iterator[list[int]]:
         """Tokens of each text, and of some longer ones where what follows decides how it is cut: for every text at
         least those it has as a whole text, if it can be one."""
-        jobs: list[tuple[str, int]] = []  # text, bytes to take away again
-        for data in texts:
-            parts = decoded(data)
-            if parts is None:
-                continue
-            text, pending = parts
-            if not pending:
-                jobs.append((text, 0))
-                if text[-1:].isspace():
-                    jobs += [(text + follower, 0) for follower in self._after_blanks]
-                elif text[-1:].isdigit():
-                    jobs += [(text + follower, 0) for follower in AFTER_DIGITS]
-            elif self._byte_level:
-                jobs += [(text + char, len(char.encode()) - len(pending)) for char in representatives(pending)]
-            else:
-                jobs += [(text + char, 0) for char in completions(pending)]
-        encoded = self._fast.encode_batch(
-            [frame.anchor + text[frame.dropped :] for text, _ in jobs], add_special_tokens=False
-        )
+        jobs = [job for data in texts for job in self._jobs(data)]
         skip = len(frame.anchor_ids)
-        for (_, cut), one in zip(jobs, encoded, strict=True):
-            ids = self._shortened(one, cut) if cut else one.ids
+        whole_words: list[Job] = []
+        for job, one in self._encode(jobs, frame):
+            ids = self._shortened(one, job[1]) if job[1] else one.ids
             if tuple(ids[:skip]) == frame.anchor_ids:
                 yield ids[skip:]
+            if not job[1] and ids[-1] in self._unmerged:
+                whole_words += [(job[0] + char, 1) for char in FURTHER]
+        for (_, cut), one in self._encode(whole_words, frame):
+            ids = self._shortened(one, cut)
+            if tuple(ids[:skip]) == frame.anchor_ids:
+                yield ids[skip:]
+
+    def _jobs(self, data: bytes) -> Iterator[Job]:
+        parts = decoded(data)
+        if parts is None:
+            return
+        text, pending = parts
+        if pending and self._byte_level:
+            yield from ((text + char, len(char.encode()) - len(pending)) for char in representatives(pending))
+        elif pending:
+            yield from ((text + char, 0) for char in completions(pending))
+        else:
+            yield text, 0
+            last = text[-1:]
+            if last.isspace():
+                yield from ((text + follower, 0) for follower in self._after_blanks)
+            elif last.isdigit():
+                yield from ((text + follower, 0) for follower in AFTER_DIGITS)
+            elif "'" in text[-2:]:
+                begun = text[text.rindex("'") + 1 :]
+                rests = (word[len(begun) :] for word in CONTRACTIONS if word.startswith(begun))
+                yield from ((text + rest, 0) for rest in rests if rest)
+            if self._byte_level and (last.isupper() or last.istitle()) and not text.isascii():
+                yield text + LOWER, 1
+
+    def _encode(self, jobs: Sequence[Job], frame: Frame) -> Iterator[tuple[Job, Encoding]]:
+        texts = [frame.anchor + text[frame.dropped :] for text, _ in jobs]
+        return zip(jobs, self._fast.encode_batch(texts, add_special_tokens=False), strict=True)
 
     def _shortened(self, encoded: Encoding, cut: int) -> list[int]:
         """The tokens without the last bytes: these were only there to let the pre-tokenizer see a character. The last
@@ -136,7 +180,7 @@ class Reader:
         while first and words[first - 1] == words[-1]:
             first -= 1
         left = self._vocabulary.joined(ids[first:])[:-cut]
-        merged = self._fast.model.tokenize("".join(self._letters[byte] for byte in left)) if left else []
+        merged = self._model.tokenize("".join(self._letters[byte] for byte in left)) if left else []
         return ids[:first] + [token.id for token in merged]
 
 

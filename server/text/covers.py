@@ -10,9 +10,10 @@ Knows tokens and bytes; probabilities come from whoever asked. Knows nothing abo
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import takewhile
 
 from tokenizers import Tokenizer
 
@@ -20,6 +21,8 @@ from server.text.canonical import Frame, Reader, Vocabulary, decoded
 
 LONGEST = 64  # bytes at the end of a prompt that are written anew, at most
 NEAR = 4  # tokens before a split that are looked at: enough for any character
+LINE_ENDS = b"\r\n"
+BLANKS = b" \t" + LINE_ENDS
 REMEMBERED = 8  # ends of prompts; behind a mere space half a vocabulary can follow
 Context = tuple[int, ...]
 
@@ -65,6 +68,7 @@ class CoverFinder:
         """`pieces` are the bytes of every token; `excluded` those that are not text."""
         self._vocabulary = Vocabulary(pieces, excluded)
         self._reader = Reader(tokenizer, self._vocabulary)
+        self.is_exact = self._reader.is_exact
         self._enumerate = lru_cache(REMEMBERED)(self._enumerate_anew)
 
     def exact(self, ids: Sequence[int], keep: int | None = None) -> Covering:
@@ -73,10 +77,15 @@ class CoverFinder:
         end = self._vocabulary.joined(ids[keep:])
         if not end:
             return Covering(tuple(ids), b"", ())
-        before = self._vocabulary.joined(ids[max(0, keep - NEAR) : keep]).decode("utf-8", "ignore")
-        frame = self._reader.frame(before, end)
-        covers = () if frame is None else self._enumerate(frame, end)
-        return Covering(tuple(ids[:keep]), end, covers or (self._as_sent(ids[keep:]),))
+        found = (self._enumerate(frame, end) for frame in self._frames(ids, keep, end))
+        covers = next(filter(None, found), (self._as_sent(ids[keep:]),))
+        ends = zip(covers[0].left, covers[-1].left, strict=False)  # covers are in order: what these share, all do
+        shared = tuple(one for one, _ in takewhile(lambda pair: pair[0] == pair[1], ends))  # needs no weighing
+        return Covering(
+            kept=(*ids[:keep], *shared),
+            end=end[len(self._vocabulary.joined(shared)) :],
+            covers=tuple(Cover(cover.left[len(shared) :], cover.last, cover.beyond) for cover in covers),
+        )
 
     def heal(self, ids: Sequence[int]) -> Covering:
         """The last token replaced by every token that begins with its bytes: one-token covers, canonical or not."""
@@ -88,31 +97,59 @@ class CoverFinder:
         return Covering(tuple(ids[:-1]), end, _in_order(covers))
 
     def safe_split(self, ids: Sequence[int]) -> int:
-        """How many leading tokens stay: up to the last place that no token ever bridges, a special token or one that
-        white space cannot shift; failing that, as few as `LONGEST` allows."""
-        keep, size = len(ids), 0
-        while keep > 1 and self._vocabulary.is_text(ids[keep - 1]):
-            size += len(self._vocabulary.pieces[ids[keep - 1]])
-            if size > LONGEST:
-                break
-            keep -= 1
-            if self._is_safe(ids, keep):
-                break
+        """How many leading tokens stay: up to the last place where reading begins afresh; failing that within `LONGEST`
+        bytes, up to the first that no token bridges, else as few as that allows, and those are taken for certain."""
+        keep = self._back(ids, len(ids), 1)
         while keep < len(ids) and decoded(self._vocabulary.joined(ids[keep:])) is None:
             keep += 1  # bytes that are no text, or half a character: they stay as they are
         return keep
 
-    def _is_safe(self, ids: Sequence[int], keep: int) -> bool:
-        """Whether every tokenization of every text that begins like this is cut behind the first `keep` tokens, and the
-        tokens before the cut are the same whatever follows."""
-        left, right = ids[keep - 1], ids[keep]
-        if not self._vocabulary.is_text(left):
+    def _back(self, ids: Sequence[int], end: int, lowest: int) -> int:
+        at, size, cut = end, 0, 0
+        while at > lowest and self._vocabulary.is_text(ids[at - 1]):
+            size += len(self._vocabulary.pieces[ids[at - 1]])
+            if size > LONGEST:
+                break
+            at -= 1
+            if self._is_fresh(ids, at):
+                return at
+            if self._is_cut(ids, at):
+                cut = at
+        return cut or at
+
+    def _frames(self, ids: Sequence[int], keep: int, end: bytes) -> Iterator[Frame]:
+        """How to have `end` read as behind `keep` tokens, best first. Text is cut from left to right, so what came
+        before a fresh beginning does not matter; behind any other split the tokens since the last one have to stay."""
+        if self._is_fresh(ids, keep):
+            before = self._last_character(ids, keep)  # only keeps the tokenizer from adding a space
+        else:
+            near = tuple(ids[self._back(ids, keep, 0) : keep])
+            before = self._vocabulary.joined(near).decode("utf-8", "ignore")
+            yield Frame(before, near)
+        frame = self._reader.frame(before, end)
+        if frame is not None:
+            yield frame
+
+    def _is_fresh(self, ids: Sequence[int], at: int) -> bool:
+        """Whether a piece of text begins behind these tokens whatever follows, so that neither side changes how the
+        other is read: behind a special token, or at white space behind something else. A line end may still belong to
+        punctuation before it, and no white space begins a piece where some token joins it to what is before."""
+        if at == 0 or not self._vocabulary.is_text(ids[at - 1]):
             return True
-        before = self._vocabulary.joined(ids[max(0, keep - NEAR) : keep])
-        first = self._vocabulary.pieces[right][0]
-        if self._vocabulary.inside_a_token(before[-1], first) or 0x80 <= first < 0xC0:
+        first, last = self._vocabulary.pieces[ids[at]][0], self._last_character(ids, at)
+        if first not in BLANKS or not last or last.isspace() or (first in LINE_ENDS and not last.isalnum()):
             return False
-        return not before[-4:].decode("utf-8", "ignore")[-1:].isspace()  # pre-tokenizers cut these by what follows
+        return self._is_cut(ids, at)
+
+    def _is_cut(self, ids: Sequence[int], at: int) -> bool:
+        """Whether no token goes across, and no piece that is cut by what follows ends here."""
+        last, first = self._vocabulary.pieces[ids[at - 1]][-1], self._vocabulary.pieces[ids[at]][0]
+        if self._vocabulary.inside_a_token(last, first) or 0x80 <= first < 0xC0:
+            return False
+        return not self._last_character(ids, at).isspace()
+
+    def _last_character(self, ids: Sequence[int], at: int) -> str:
+        return self._vocabulary.joined(ids[max(0, at - NEAR) : at])[-4:].decode("utf-8", "ignore")[-1:]
 
     def _as_sent(self, ids: Sequence[int]) -> Cover:
         """The end as it is, where the tokenizer would write it in no way (ids that spell what it cannot)."""

@@ -52,7 +52,10 @@ def weigh(live: Live, ids: list[int], keep: int | None = None) -> tuple[Any, lis
     """(a prompt's covering, ln of the weight of each cover)."""
     covering = live.state.models[0].covers.exact(ids, keep)
     rows = {context: row(live, covering.kept + context) for context in covering.questions()}
-    return covering, covering.log_weights({context: dict(enumerate(values)) for context, values in rows.items()})
+    shared = range(len(covering.kept) if keep is None else keep, len(covering.kept))
+    stays = [row(live, covering.kept[:at])[covering.kept[at]] for at in shared]  # of what all covers begin with
+    weights = covering.log_weights({context: dict(enumerate(values)) for context, values in rows.items()})
+    return covering, [weight + math.fsum(stays) for weight in weights]
 
 
 def next_bytes(live: Live, ids: list[int]) -> dict[int, float]:
