@@ -156,9 +156,10 @@ def test_answers_can_be_found_anew() -> None:
     assert [poll(rule, last).read(Problem("a", samples))[0].answer for rule in ("sc", "verbalised")] == ["80", "4"]
 
 
-def test_options_are_right_whatever_their_case() -> None:
+@pytest.mark.parametrize("gold", ["B", "b", "(B)"])
+def test_options_are_right_however_they_are_spelled(gold: str) -> None:
     samples = (Sample(0, "The answer is (B)."), Sample(1, "The answer is A."))
-    one = Problem("a", samples, "b", prompt="Choose. A) x B) y")
+    one = Problem("a", samples, gold, prompt="Choose. A) x B) y")
     found = replace(EXACT, extraction=read_extraction("auto"))
     assert counts([one], poll("sc", found)) == [Count(2, 1)]
 

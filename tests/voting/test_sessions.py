@@ -103,6 +103,8 @@ def test_correct_merges_with_what_says_the_same() -> None:
     assert (after.answer, after.winner, after.status) == ("2/4", 0, "corrected")
     assert len(after.report()["clusters"]) == 3
     assert after.representative == 0
+    again = replay(session(SAMPLES), [say("reject", 0), say("correct", 1, "2/4")])  # rejected before, right after all
+    assert (again.winner, again.confidence) == (0, 1 / 3)
     string = session(SAMPLES, equivalence=read_equivalence("string"))  # where 1/2 and 0.5 are two
     assert string.after(say("correct", 0, "2/4")).winner is None
     assert string.after(say("correct", 0, " 0.5 ")).winner == 2

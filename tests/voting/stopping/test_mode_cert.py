@@ -162,6 +162,13 @@ def test_whoever_overtakes_is_tested_afresh() -> None:
     assert (single.target, single.certified) == ("a", False)
 
 
+def test_equal_counts_do_not_overtake() -> None:
+    found = Certificate(0.05, 1, 2, weighted=False)
+    for label in "aab":
+        found.add(label)
+    assert (found.target, found.e) == ("a", e_value(1, 1))
+
+
 def test_no_more_targets_than_allowed() -> None:
     found = Certificate(0.05, 1, 2, weighted=False)
     for label in "a" + "b" + "ccc":
