@@ -57,10 +57,13 @@ class Chain:
         return items if self.program is None else [*items, self.program.report()]
 
 
-def resolve(fields: Mapping[str, Any], vocab_size: int, model: ModelFacts = NO_FACTS) -> Chain:
+def resolve(
+    fields: Mapping[str, Any], vocab_size: int, model: ModelFacts = NO_FACTS, own: Collection[str] | None = None
+) -> Chain:
     """The chain of a request's sampling fields for a model; None means absent.
 
     Fields are the flat names of parameters (`top_p`), and `sampler`, `sampler_order`, `temperature_last`, `draw`.
+    `own` are those that the request itself sets, rather than a preset or a configuration below it; None: all of them.
     Raises SamplerError with the dotted path of the field.
     """
     given = {name: value for name, value in fields.items() if value is not None}
@@ -93,6 +96,9 @@ def resolve(fields: Mapping[str, Any], vocab_size: int, model: ModelFacts = NO_F
         if owner.name in listed and known[field] != value:
             raise SamplerError(f"'{field}' is {value} but 'sampler' says {known[field]}", field)
         known[field] = value
+    for stage in _public():
+        if stage.name in values and stage.is_neutral(values[stage.name]) and stage.name not in listed:
+            _check_effect(stage, values[stage.name], given, given if own is None else own)
     temperature = values.get("temperature", {}).get("temperature", 1.0)
     greedy = temperature < GREEDY_BELOW
     asked = [stage for stage in _public() if stage.name in values and not stage.is_neutral(values[stage.name])]
@@ -125,6 +131,21 @@ def flat_names() -> set[str]:
 
 def _public() -> list[Stage]:
     return [stage for stage in STAGES if stage.name not in INTERNAL]
+
+
+def _check_effect(stage: Stage, values: Mapping[str, Any], given: Collection[str], own: Collection[str]) -> None:
+    """A neutral stage's field that the request sets to no avail, since nobody sets what switches the stage on.
+    Raises SamplerError."""
+    off = _neutral(stage)
+    on = {param.name: param.high if param.when_named == param.neutral else param.when_named for param in stage.params}
+    switches = {name: value for name, value in on.items() if not stage.is_neutral({**off, name: value})}
+    if any(name in given for name in switches):
+        return
+    for field, value in values.items():
+        # a value that would switch off the stage that is on says so, and is obeyed
+        if field in own and value != off.get(field) and not stage.is_neutral({**off, **switches, field: value}):
+            needed = " or ".join(f"'{name}'" for name in switches)
+            raise SamplerError(f"'{field}' has no effect without {needed}", field)
 
 
 def _place(stage: Stage, temperature_last: bool) -> float:

@@ -140,7 +140,8 @@ def make_plan(
     body, model, limits = call.body, call.model, call.state.limits
     layers = (call.request, call.preset, model.generation_defaults)
     runner = model.runner
-    chain = resolve_sampling(sampling_fields(body, *layers, model.tokenizer), runner.vocab_size, runner.facts)
+    fields = sampling_fields(body, *layers, model.tokenizer)
+    chain = resolve_sampling(fields, runner.vocab_size, runner.facts, call.request.keys())
     program = None if chain.program is None else PROGRAMS.get(chain.program.name)
     n = n or (1 if program is None else program.default_n)
     made = best_of or n

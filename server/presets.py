@@ -5,7 +5,7 @@ Precedence: request field > preset > a method's own default > the model's genera
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from samplers.chain import Chain, resolve
@@ -56,7 +56,7 @@ def check_presets(
             check_common(body, vocab_size)
             if (body.max_tokens or 0) >= max_model_len:
                 raise bad_request(f"'max_tokens' must be below the context of {max_model_len}")
-            chain = resolve_sampling(sampling_fields(body, {}, fields, {}, codec), vocab_size, facts)
+            chain = resolve_sampling(sampling_fields(body, {}, fields, {}, codec), vocab_size, facts, ())
             _check_program(chain, body, max_model_len, facts)
         except (ApiError, SamplerError) as error:
             raise PresetError(f"{where}: {error}") from error
@@ -136,10 +136,10 @@ def fields_below(preset: Mapping[str, Any], defaults: Mapping[str, Any]) -> set[
     return {*preset, *(name for name in GENERATION_CONFIG if name in defaults), *listed}
 
 
-def resolve_sampling(fields: Mapping[str, Any], vocab_size: int, model: ModelFacts) -> Chain:
+def resolve_sampling(fields: Mapping[str, Any], vocab_size: int, model: ModelFacts, own: Collection[str]) -> Chain:
     """`resolve`, with numbers beyond every range refused like any other."""
     try:
-        return resolve(fields, vocab_size, model)
+        return resolve(fields, vocab_size, model, own)
     except OverflowError:
         raise SamplerError("'sampler' contains a number out of range", "sampler") from None
 

@@ -103,7 +103,7 @@ def test_masks_stay_and_shifts_change_nothing(row: list[float]) -> None:
 
 
 def test_conflicts_ranges_and_greedy() -> None:
-    assert not resolve({"adaptive_decay": 0.5}, VOCABULARY).stages
+    assert not resolve({"adaptive_p": 0, "adaptive_decay": 0.5}, VOCABULARY).stages
     assert not resolve({"adaptive_p": 0.5, "temperature": 0}, VOCABULARY).stages
     assert resolve({"sampler": "adaptive_p"}, VOCABULARY).stages[0].values == {"adaptive_p": 0.5, "adaptive_decay": 0.9}
     bad: list[dict[str, Any]] = [

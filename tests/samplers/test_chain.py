@@ -136,6 +136,48 @@ def test_errors_name_the_field(fields: dict[str, Any], param: str) -> None:
     assert caught.value.param == param
 
 
+@pytest.mark.parametrize(
+    ("fields", "needed"),
+    [
+        ({"dry_base": 3.0}, "dry_multiplier"),
+        ({"dry_allowed_length": 2, "dry_scope": "all"}, "dry_multiplier"),
+        ({"dry_sequence_breakers": []}, "dry_multiplier"),
+        ({"xtc_threshold": 0.2}, "xtc_probability"),
+        ({"xtc_protect": False}, "xtc_probability"),
+        ({"mirostat_eta": 0.3}, "mirostat_tau"),
+        ({"mirostat_surprise": "renormalised"}, "mirostat_tau"),
+        ({"adaptive_decay": 0.1}, "adaptive_p"),
+        ({"smoothing_curve": 2}, "smoothing_factor"),
+        ({"reuse_min_match": 3}, "reuse_cap"),
+        ({"ngram_scope": "all"}, "no_repeat_ngram_size"),
+        ({"repetition_scope": "output"}, "repetition_penalty"),
+        ({"repetition_last_n": 64}, "repetition_penalty"),
+        ({"dynatemp_exponent": 2}, "dynatemp_range"),
+    ],
+)
+def test_a_parameter_of_a_stage_nobody_switches_on_is_refused(fields: dict[str, Any], needed: str) -> None:
+    with pytest.raises(SamplerError, match=f"has no effect without .*'{needed}'") as caught:
+        resolve(fields, VOCABULARY)
+    assert caught.value.param in fields
+    assert not resolve(fields, VOCABULARY, own=()).stages  # a preset may leave the rest to the request
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"dry_base": 1.75, "dry_scope": "output", "dry_sequence_breakers": ["\n", ":", '"', "*"]},  # neutral
+        {"dry_penalty_last_n": 0},  # off
+        {"xtc_threshold": 0.6},
+        {"dynatemp_range": 0, "dynatemp_exponent": 2},
+        {"temperature": 1, "dynatemp_exponent": 2},
+        {"logit_bias": {}},
+        {"sampler": [{"name": "xtc", "xtc_probability": 0, "xtc_threshold": 0.2}], "xtc_threshold": 0.2},
+    ],
+)
+def test_neutral_values_and_switching_off_are_no_faults(fields: dict[str, Any]) -> None:
+    assert not names(**fields)
+
+
 def test_unknown_names_list_the_known_ones() -> None:
     with pytest.raises(SamplerError, match=r"known: .*min_p.*temperature.*top_k"):
         resolve({"sampler": "nucleus"}, VOCABULARY)

@@ -90,7 +90,7 @@ def shaped(prompt: list[int], output: list[int], logits: torch.Tensor, **fields:
 
 
 def test_neutral_values_are_not_scheduled_and_defaults_are_filled_in() -> None:
-    assert not resolve({"dry_base": 3.0, "dry_sequence_breakers": []}, VOCABULARY).stages
+    assert not resolve({"dry_multiplier": 0, "dry_base": 3.0, "dry_sequence_breakers": []}, VOCABULARY).stages
     assert not resolve({"dry_multiplier": 1.0, "dry_penalty_last_n": 0}, VOCABULARY, FACTS).stages
     item = resolve({"sampler": "dry"}, VOCABULARY, FACTS).stages[0]
     assert item.values["dry_sequence_breakers"] == ("\n", ":", '"', "*")

@@ -85,7 +85,7 @@ def test_greedy_is_left_alone_and_the_most_probable_token_is_kept() -> None:
 
 
 def test_conflicts_and_ranges() -> None:
-    assert not resolve({"mirostat_eta": 0.5}, VOCABULARY).stages
+    assert not resolve({"mirostat_tau": 0, "mirostat_eta": 0.5}, VOCABULARY).stages
     assert resolve({"mirostat_tau": 5, "top_p": 1.0, "top_k": 0, "temperature": 0.7}, VOCABULARY).stages
     bad: list[dict[str, Any]] = [
         {"top_k": 3}, {"top_p": 0.5}, {"min_p": 0.1}, {"typical_p": 0.9}, {"eta_cutoff": 0.1}, {"top_n_sigma": 1.0},

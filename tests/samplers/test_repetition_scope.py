@@ -36,7 +36,8 @@ def test_any_sequence_of_events_equals_the_tokens_themselves(seed: int) -> None:
 
 
 def test_ranges() -> None:
-    assert not resolve({"repetition_scope": "output", "repetition_last_n": 64}, VOCABULARY).stages
+    neutral = {"repetition_penalty": 1, "repetition_scope": "output", "repetition_last_n": 64}
+    assert not resolve(neutral, VOCABULARY).stages
     for fields in ({"repetition_scope": "prompt"}, {"repetition_last_n": -1}):
         with pytest.raises(SamplerError):
             resolve(fields, VOCABULARY)

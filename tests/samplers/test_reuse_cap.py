@@ -116,7 +116,7 @@ def test_without_a_match_rows_are_bit_identical() -> None:
 
 
 def test_ranges() -> None:
-    assert not resolve({"reuse_cap": 0}, 4).stages and not resolve({"reuse_min_match": 3}, 4).stages
+    assert not resolve({"reuse_cap": 0, "reuse_min_match": 3}, 4).stages
     for fields in ({"reuse_cap": 1.1}, {"reuse_cap": -0.1}, {"reuse_min_match": 0}, {"reuse_min_match": 257}):
         with pytest.raises(SamplerError):
             resolve(fields, 4)

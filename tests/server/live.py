@@ -23,6 +23,7 @@ PRESETS = {
     "greedy": {"temperature": 0},
     "narrow": {"temperature": 0.7, "top_p": 0.3},
     "noisy": {"draw": "gumbel", "temperature": 0.9},
+    "broad": {"xtc_threshold": 0.3},
     "cool": {"sampler": [{"name": "temperature", "temperature": 0.5}, "iid"], "max_tokens": 7},
 }
 

@@ -152,6 +152,14 @@ def test_request_over_preset_for_draws_and_empty_chains(client: openai.OpenAI) -
     assert report(chat(client, model=cool, sampler=[]))["sampler"] == report(chat(client, model=cool))["sampler"]
 
 
+def test_a_preset_may_leave_switching_a_stage_on_to_the_request(client: openai.OpenAI, raw: httpx.Client) -> None:
+    broad = "drafthouse-tiny@broad"
+    assert report(chat(client, model=broad))["sampler"][0]["xtc_probability"] == 0
+    used = report(chat(client, model=broad, xtc_probability=0.4))["sampler"]
+    assert used[0] == {"name": "xtc", "xtc_probability": 0.4, "xtc_threshold": 0.3, "xtc_protect": True}
+    refused(post_chat(raw, model=broad, xtc_threshold=0.2), "xtc_threshold")
+
+
 def test_c115_cumulative_logprob(client: openai.OpenAI) -> None:
     for seed in range(4):
         choice = complete(client, logprobs=0, seed=seed, max_tokens=60).choices[0]

@@ -139,7 +139,7 @@ def test_c41_unknown_extras(client: openai.OpenAI, raw: httpx.Client) -> None:
         ("modalities", ["audio"]), ("audio", {}), ("chat_template", "{{ 1 }}"), ("functions", []),
         ("retrieval", {}), ("routing", {}), ("experiment", "x"), ("experiment", 0), ("top_a", 1.5), ("tfs", 0),
         ("top_h", "x"), ("smoothing_factor", -1), ("repetition_last_n", -4), ("trie_scope", "server"),
-        ("knn", {}), ("ngram_mix", {}),
+        ("knn", {}), ("ngram_mix", {}), ("dry_base", 3), ("xtc_threshold", 0.2), ("dynatemp_exponent", 2),
         ("best_of", 5), ("suffix", "x"), ("prompt", "x"),
     ],
 )  # fmt: skip
