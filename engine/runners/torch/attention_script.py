@@ -12,12 +12,7 @@ from torch import Tensor
 
 
 def _lanes(
-    keys: Tensor,
-    values: Tensor,
-    asked: Tensor,
-    lane: list[int],
-    mask: Tensor,
-    scale: float,
+    keys: Tensor, values: Tensor, asked: Tensor, lane: List[int], mask: Tensor, scale: float  # noqa: UP006
 ) -> Tuple[Tensor, Tensor]:  # noqa: UP006
     heads, size = keys.size(0), keys.size(2)
     shape, strides = [lane[2], heads, lane[3], size], [lane[1] * size, keys.stride(0), size, 1]
