@@ -138,7 +138,8 @@ class Family:
             if not known or branch.released or branch.end is not None or len(branch) >= branch.limits.max_tokens:
                 raise ValueError(f"the program '{self.name}' asks for a branch that is released or has ended")
         for branch in (*self._task.made, *self._sequences):
-            used = [*branch.ids[branch.kept :], *(id_ for one in branch.mixtures.values() for id_ in one.ids)]
+            mixed = (one for at, one in branch.mixtures.items() if at >= branch.kept)
+            used = [*branch.ids[branch.kept :], *(id_ for one in mixed for id_ in one.ids)]
             if not all(isinstance(id_, int) and 0 <= id_ < self._vocab for id_ in used):
                 raise ValueError(f"the program '{self.name}' pushes ids that are no tokens")
 

@@ -40,7 +40,8 @@ def add_spare_rows(model: nn.Module, spare: int) -> MixedEmbeddings | None:
     if not isinstance(embedding, nn.Embedding):
         return None
     count = embedding.num_embeddings
-    if any(isinstance(one, nn.Embedding) and one.num_embeddings >= count for one in _others(model, embedding)):
+    tables = [one for one in model.modules() if isinstance(one, nn.Embedding) and one.num_embeddings >= count]
+    if tables != [embedding]:
         return None
     old = embedding.weight.detach()
     table = torch.cat([old, old[:1].expand(spare, -1)])
@@ -49,7 +50,3 @@ def add_spare_rows(model: nn.Module, spare: int) -> MixedEmbeddings | None:
     if tied:
         head.weight = nn.Parameter(table[:count], requires_grad=False)
     return MixedEmbeddings(table, count)
-
-
-def _others(model: nn.Module, embedding: nn.Module) -> list[nn.Module]:
-    return [module for module in model.modules() if module is not embedding]
