@@ -270,6 +270,8 @@ class EngineLoop:
             self._finish(sequence, Finish(FinishReason.STOP, one.token))
         elif count >= request.max_tokens:
             self._finish(sequence, Finish(FinishReason.LENGTH))
+        elif sequence.watch is not None and one.score is not None and sequence.watch.feed(one.score):
+            self._finish(sequence, Finish(FinishReason.LENGTH, details={"ended_early": sequence.watch.reason}))
 
     def _scored(self, sequence: Sequence) -> None:
         active = sequence.active
@@ -316,7 +318,7 @@ class EngineLoop:
 
     def _finish(self, sequence: Sequence, finish: Finish) -> None:
         if sequence.slot is not None and sequence.admitted and (told := self._executor.tell(sequence.slot)):
-            finish = dataclasses.replace(finish, details=told)
+            finish = dataclasses.replace(finish, details={**finish.details, **told})
         sequence.finish = finish
         self._outbox.delta(sequence.active, sequence.choice).finish = finish
         self._release(sequence)

@@ -6,10 +6,10 @@ every limit checked. Outputs are merged, never queued (`mailbox.py`).
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import Any, Protocol
 
 from samplers.chain import Chain
 from samplers.trace import TokenTrace
@@ -22,6 +22,16 @@ class FinishReason(StrEnum):
     LENGTH = "length"
     ERROR = "error"
     ABORT = "abort"
+
+
+class Watch(Protocol):
+    """Follows one choice while it is drawn, and may end it. Used by the engine thread."""
+
+    reason: str  # why it has ended the choice: `ended_early` of the choice's details
+
+    def feed(self, score: TokenScore) -> bool:
+        """What is known of the token that was just drawn. True: the choice ends with it."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -45,6 +55,7 @@ class DecodeRequest:
     prompt_logprobs: int | None = None  # the same for prompt tokens (these are then computed once, cached or not)
     processed_logprobs: bool = False  # report the final row instead of the raw one
     logprob_token_ids: tuple[int, ...] = ()  # report these ids as well, for every generated token
+    watch: Callable[[], Watch] | None = None  # makes what follows each choice; `logprobs` must be asked for
     trace: int | None = None  # k: say what every stage did to each token's row, on about k candidates
     priority: int = 0  # lower runs first
     delivery_interval_s: float = 0.0  # outputs after the first may be held back and merged this long

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from engine.mailbox import Mailbox
 from engine.pages import Branch
-from engine.request import DecodeRequest, Finish, TokenScore
+from engine.request import DecodeRequest, Finish, TokenScore, Watch
 from samplers.programs.branch import Mixture
 from samplers.rng import Stream
 
@@ -28,6 +28,7 @@ class Sequence:
     slot: int | None = None  # parameter slot, kept through preemption until the end
     admitted: bool = False  # its parameters have been written into the slot
     finish: Finish | None = None
+    watch: Watch | None = None  # may end it
     # of a branch
     heard: int = 0  # output tokens that the sampler state in its slot knows of; -1: others than there are now
     mixtures: dict[int, Mixture] = field(default_factory=dict)  # in place of the tokens at these indices
@@ -88,7 +89,13 @@ def activate(request: DecodeRequest, mailbox: Mailbox, arrival: int) -> ActiveRe
     active = ActiveRequest(request, mailbox, arrival)
     if request.chain.program is None:
         active.sequences = [
-            Sequence(active, i, [*request.prompt_ids, *request.begun], Stream(request.seed, request.first_choice + i))
+            Sequence(
+                active,
+                i,
+                [*request.prompt_ids, *request.begun],
+                Stream(request.seed, request.first_choice + i),
+                watch=None if request.watch is None else request.watch(),
+            )
             for i in range(request.n)
         ]
         active.followers = active.sequences[1:]

@@ -30,6 +30,7 @@ class TextOptions:
     skip_special: bool = True
     echoed: bool = False  # the prompt is shown in front: its last character may be completed by generated tokens
     interval: int | None = None  # tokens per event; None: whatever the engine delivered together
+    keep_scores: bool = False  # events have the scores of all their tokens, shown or not
 
 
 @dataclass(frozen=True)
@@ -61,9 +62,20 @@ class ChoiceEvent:
     text: str = ""
     token_ids: list[int] = field(default_factory=list)
     entries: list[Entry] = field(default_factory=list)
+    scores: list[TokenScore] = field(default_factory=list)  # one per token where they are kept
     traces: list[TokenTrace | None] = field(default_factory=list)  # one per token where they were asked for
     end: End | None = None
     prompt_ids: Sequence[int] | None = None  # where they are not those that were sent; in the first event
+
+    def absorb(self, later: ChoiceEvent) -> None:
+        """Append a later event of the same choice."""
+        self.text += later.text
+        self.token_ids += later.token_ids
+        self.entries += later.entries
+        self.scores += later.scores
+        self.traces += later.traces
+        self.end = later.end
+        self.prompt_ids = self.prompt_ids or later.prompt_ids
 
 
 class ChoiceStream:
@@ -143,6 +155,8 @@ class ChoiceStream:
             at += self._detokenizer.lead(token)
             text = self._detokenizer.feed(token)
             self._seen += len(text)
+        if score is not None and options.keep_scores:
+            self._event.scores.append(score)
         if score is not None:
             self._waiting.append(Entry(token, score, at, not hidden and bool(self._codec.token_bytes(token))))
         self._release(self._matcher.feed(text, armed=self._count > self._request.min_tokens))

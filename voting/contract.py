@@ -8,7 +8,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Protocol
+from enum import StrEnum
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 from samplers.contract import Param
 from samplers.registry import Registry
@@ -58,6 +59,13 @@ class Sample:
         return self.text if self.token_ids is None else self.token_ids
 
 
+class Question(NamedTuple):
+    """What a judge is asked."""
+
+    prompt: str
+    order: tuple[int, ...]  # sample index of response 1, 2, ...
+
+
 @dataclass(frozen=True)
 class Cluster:
     """Samples that do not abstain and whose answers are equivalent. `members` ascend."""
@@ -83,6 +91,14 @@ class Tally:
     notes: Mapping[str, Any] = field(default_factory=dict)  # finite JSON: thresholds and the like
 
 
+class Drawing(StrEnum):
+    """How the samples of a vote come about."""
+
+    INDEPENDENT = "independent"  # all from the prompt
+    SCREENED = "screened"  # likewise, but the later ones may be ended for what the first ones were like (`Screening`)
+    CHAINED = "chained"  # one after the other, each after the prompt and what was tried before (`chain.py`)
+
+
 class VotingRule(Protocol):
     """Weighs clusters of answers. Stateless and pure: equal samples give equal tallies."""
 
@@ -105,6 +121,8 @@ class VotingRule(Protocol):
         """Of samples: 'logprobs', 'lengths', 'entropies', 'confidences', 'scores'."""
         ...
 
+    def drawing(self, values: Mapping[str, Any]) -> Drawing: ...
+
     def answer_text(self, text: str) -> str:
         """The part of a completion in which its answer is looked for."""
         ...
@@ -117,6 +135,34 @@ class VotingRule(Protocol):
     def tally(self, samples: Sequence[Sample], clusters: Sequence[Cluster], values: Mapping[str, Any]) -> Tally:
         """samples: all of them, in index order; clusters: of those that do not abstain, by first member, at least
         one. `abstentions` have been applied to both."""
+        ...
+
+
+@runtime_checkable
+class Judging(Protocol):
+    """A rule that asks a model about the samples before it weighs them."""
+
+    def ask(self, problem: str, samples: Sequence[Sample], values: Mapping[str, Any], seed: int) -> Question | None:
+        """None: there is no choice to make."""
+        ...
+
+    def answer(self, samples: Sequence[Sample], question: Question, reply: str) -> list[Sample]:
+        """The samples, with what the reply says about them in their scores."""
+        ...
+
+
+@runtime_checkable
+class Screening(Protocol):
+    """A rule that ends traces which look worse than the first ones, by the confidence of their tokens."""
+
+    def threshold(self, samples: Sequence[Sample], values: Mapping[str, Any]) -> float | None:
+        """What the mean confidence of a window of `values["window"]` tokens may not fall below, from the first
+        `values["warmup"]` samples, whether or not they have an answer. None: there are fewer, or none of them has
+        confidences."""
+        ...
+
+    def has_consensus(self, tally: Tally, values: Mapping[str, Any]) -> bool:
+        """Whether to stop drawing after this tally of the samples so far, which are more than the warm-up."""
         ...
 
 

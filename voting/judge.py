@@ -8,20 +8,12 @@ from __future__ import annotations
 import random
 import re
 from collections.abc import Sequence
-from typing import NamedTuple
 
-from voting.contract import Sample
+from voting.contract import Question, Sample
 
 MAX_TOKENS = 64  # of the reply, which is decoded greedily
 _AFTER_WORD = re.compile(r"\bresponse\b[^\d.\n]{0,24}?(\d+)(?!\.?\d)", re.IGNORECASE)
 _INTEGER = re.compile(r"(?<![\d.])\d+(?!\.?\d)")
-
-
-class Question(NamedTuple):
-    """What the judge is asked."""
-
-    prompt: str
-    order: tuple[int, ...]  # sample index of response 1, 2, ...
 
 
 def question(problem: str, shown: Sequence[Sample], seed: int | None) -> Question:

@@ -8,7 +8,7 @@ from types import MappingProxyType
 from typing import Any, ClassVar
 
 from samplers.contract import Param, SamplerError
-from voting.contract import Cluster, Sample, Tally, VotingRule
+from voting.contract import Cluster, Drawing, Sample, Tally, VotingRule
 
 _FIELDS: Mapping[str, tuple[str, Callable[[Sample], Sequence[float] | None]]] = MappingProxyType(
     {
@@ -38,6 +38,9 @@ class BaseRule:
 
     def needs(self, values: Mapping[str, Any]) -> frozenset[str]:
         return frozenset()
+
+    def drawing(self, values: Mapping[str, Any]) -> Drawing:
+        return Drawing.INDEPENDENT
 
     def answer_text(self, text: str) -> str:
         return text

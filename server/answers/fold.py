@@ -44,13 +44,7 @@ class Folded:
 
     def add(self, event: ChoiceEvent) -> None:
         """Append to the choice's result."""
-        whole = self.choices.setdefault(event.choice, ChoiceEvent(event.choice))
-        whole.text += event.text
-        whole.token_ids += event.token_ids
-        whole.entries += event.entries
-        whole.traces += event.traces
-        whole.end = event.end
-        whole.prompt_ids = whole.prompt_ids or event.prompt_ids
+        self.choices.setdefault(event.choice, ChoiceEvent(event.choice)).absorb(event)
 
     @property
     def complete(self) -> bool:

@@ -7,7 +7,7 @@ from types import MappingProxyType
 from typing import Any
 
 from samplers.contract import Param, SamplerError
-from voting.contract import VOTING_RULES, Cluster, Sample, Tally
+from voting.contract import VOTING_RULES, Cluster, Drawing, Sample, Tally
 from voting.rule import BaseRule, by_cluster, voters
 from voting.trace_confidence import SCORES, percentile, trace_score
 
@@ -51,13 +51,16 @@ class DeepConf(BaseRule):
     def needs(self, values: Mapping[str, Any]) -> frozenset[str]:
         return frozenset({"confidences"})
 
+    def drawing(self, values: Mapping[str, Any]) -> Drawing:
+        return Drawing.SCREENED if values["mode"] == "online" else Drawing.INDEPENDENT
+
     def tally(self, samples: Sequence[Sample], clusters: Sequence[Cluster], values: Mapping[str, Any]) -> Tally:
         online = values["mode"] == "online"
         able = voters(samples)
         kind = "lowest" if online else values["score"]
         scores = {s.index: trace_score(s.confidences or (), values["window"], kind) for s in able}
         if online:
-            least = threshold(samples, values)
+            least = self.threshold(samples, values)
             judged = {sample.index for sample in samples[: values["warmup"]]}
         else:
             least = percentile(list(scores.values()), 100 - values["eta"])
@@ -71,18 +74,14 @@ class DeepConf(BaseRule):
             notes={"threshold": least, "topk": values["topk"]},
         )
 
+    def threshold(self, samples: Sequence[Sample], values: Mapping[str, Any]) -> float | None:
+        warm = samples[: values["warmup"]]
+        lowest = [trace_score(sample.confidences, values["window"], "lowest") for sample in warm if sample.confidences]
+        if len(warm) < values["warmup"] or not lowest:
+            return None
+        return percentile(lowest, 100 - values["confidence_percentile"])
 
-def threshold(samples: Sequence[Sample], values: Mapping[str, Any]) -> float | None:
-    """Of the online mode, from the first `warmup` samples whether or not they have an answer. None: there are fewer,
-    or none of them has confidences."""
-    warm = samples[: values["warmup"]]
-    lowest = [trace_score(sample.confidences, values["window"], "lowest") for sample in warm if sample.confidences]
-    if len(warm) < values["warmup"] or not lowest:
-        return None
-    return percentile(lowest, 100 - values["confidence_percentile"])
-
-
-def has_consensus(tally: Tally, values: Mapping[str, Any]) -> bool:
-    """Whether to stop drawing after this tally of the samples so far, which are more than the warm-up."""
-    total = sum(tally.weights)
-    return values[TAU.name] is not None and total > 0 and max(tally.weights) >= values[TAU.name] * total
+    def has_consensus(self, tally: Tally, values: Mapping[str, Any]) -> bool:
+        total = sum(tally.weights)
+        tau = values[TAU.name]
+        return tau is not None and total > 0 and max(tally.weights) >= tau * total

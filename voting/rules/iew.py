@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from samplers.contract import Param
-from voting.contract import VOTING_RULES, Cluster, Sample, Tally
+from voting.contract import VOTING_RULES, Cluster, Drawing, Sample, Tally
 from voting.rule import BaseRule, by_cluster, voters
 
 _LEAST = 1e-10  # nats, what a smaller mean entropy counts as
@@ -33,6 +33,9 @@ class InverseEntropy(BaseRule):
 
     def needs(self, values: Mapping[str, Any]) -> frozenset[str]:
         return frozenset({"entropies"})
+
+    def drawing(self, values: Mapping[str, Any]) -> Drawing:
+        return Drawing.CHAINED if values["mode"] == "sequential" else Drawing.INDEPENDENT
 
     def tally(self, samples: Sequence[Sample], clusters: Sequence[Cluster], values: Mapping[str, Any]) -> Tally:
         able = voters(samples)

@@ -12,7 +12,7 @@ from typing import Any
 
 from samplers.contract import Param
 from voting import judge
-from voting.contract import VOTING_RULES, Cluster, Sample, Tally
+from voting.contract import VOTING_RULES, Cluster, Question, Sample, Tally
 from voting.rule import BaseRule, by_cluster, voters
 from voting.rules.sc import count
 
@@ -36,17 +36,14 @@ class UniversalSelfConsistency(BaseRule):
     )
     default_samples = 8
 
-    def ask(
-        self, problem: str, samples: Sequence[Sample], values: Mapping[str, Any], seed: int
-    ) -> judge.Question | None:
-        """None: there is no choice to make."""
+    def ask(self, problem: str, samples: Sequence[Sample], values: Mapping[str, Any], seed: int) -> Question | None:
         shown = voters(samples) if values["drop_abstain"] else list(samples)
         if len(shown) < 2:
             return None
         return judge.question(problem, shown, seed if values["shuffle"] else None)
 
-    def answer(self, samples: Sequence[Sample], question: judge.Question, reply: str) -> list[Sample]:
-        """The samples, that which the reply names marked as chosen."""
+    def answer(self, samples: Sequence[Sample], question: Question, reply: str) -> list[Sample]:
+        """That which the reply names is marked as chosen."""
         choice = judge.chosen(reply, question.order)
         return [replace(sample, scores={**sample.scores, SCORE: float(sample.index == choice)}) for sample in samples]
 

@@ -12,7 +12,7 @@ import pytest
 from tests.voting.votes import clusters_of, sample, vote, weights
 from voting.contract import VOTING_RULES, Sample
 from voting.rule import read_values
-from voting.rules.deepconf import has_consensus, threshold
+from voting.rules.deepconf import DeepConf
 from voting.trace_confidence import SCORES, percentile, trace_score, window_means
 from voting.trace_monitor import TraceMonitor
 
@@ -141,8 +141,8 @@ def test_the_warm_up_sets_the_threshold(percent: float) -> None:
     values = values_of(mode="online", warmup=12, window=5, confidence_percentile=percent)
     lowest = [min(slow_windows(one.confidences or (), 5)) for one in samples[:12]]
     expected = np.percentile(lowest, 100 - percent)
-    assert threshold(samples, values) == pytest.approx(expected, rel=1e-12)
-    assert threshold(samples[:11], values) is None
+    assert DeepConf().threshold(samples, values) == pytest.approx(expected, rel=1e-12)
+    assert DeepConf().threshold(samples[:11], values) is None
 
 
 def test_who_votes_online() -> None:
@@ -167,7 +167,7 @@ def test_a_warm_up_that_is_not_complete_prunes_nothing() -> None:
 def test_consensus() -> None:
     rule, samples = VOTING_RULES.get("deepconf"), votes(("a", (9.5,)), ("b", (0.5,)))
     tally = rule.tally(samples, clusters_of(samples), values_of())
-    assert has_consensus(tally, values_of())
-    assert not has_consensus(tally, values_of(consensus_tau=0.96))
-    assert not has_consensus(tally, values_of(consensus_tau=None))
-    assert not has_consensus(replace(tally, weights=(0.0, 0.0)), values_of())
+    assert DeepConf().has_consensus(tally, values_of())
+    assert not DeepConf().has_consensus(tally, values_of(consensus_tau=0.96))
+    assert not DeepConf().has_consensus(tally, values_of(consensus_tau=None))
+    assert not DeepConf().has_consensus(replace(tally, weights=(0.0, 0.0)), values_of())
