@@ -16,7 +16,7 @@ import typer
 from server.config import ConfigError, ServeConfig, load_config
 from server.failure import STARTUP_EXIT as STARTUP_EXIT
 from server.failure import fail
-from server.vote_cli import vote
+from server.vote_cli.commands import vote
 
 app = typer.Typer(
     help="OpenAI-compatible inference server in which the decoding algorithm is a request parameter.",

@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.progress import track
 
 from bench.figures import require
-from server import vote_plots, vote_tables
-from server.vote_inputs import fewest, integers, name_or_json, polls, read, reading
+from server.vote_cli import plots, tables
+from server.vote_cli.inputs import fewest, integers, name_or_json, polls, read, reading
 from voting import calibration
 from voting.contract import VOTING_RULES
 from voting.coverage import Count, log_spaced
@@ -59,9 +59,9 @@ def replay(
             file, problems, k=ks, repeats=repeats, seed=seed, equiv=equiv, rpc=str(rpc), params=params, **options
         ),
     }
-    _publish(document, vote_tables.replay(document), json)
+    _publish(document, tables.replay(document), json)
     if plot is not None:
-        vote_plots.replay(document, plot)
+        plots.replay(document, plot)
 
 
 def coverage(
@@ -78,9 +78,9 @@ def coverage(
         "counts": {problem.id: one._asdict() for problem, one in zip(problems, found, strict=True)},
         "settings": _settings(file, problems, k=ks, seed=seed, equiv=equiv, **options),
     }
-    _publish(document, vote_tables.coverage(document), json)
+    _publish(document, tables.coverage(document), json)
     if plot is not None:
-        vote_plots.coverage(document, plot)
+        plots.coverage(document, plot)
 
 
 def calibrate(
@@ -118,9 +118,9 @@ def calibrate(
             file, problems, k=size, bins=bins, seed=seed, equiv=equiv, rpc=str(rpc), params=params, **options
         ),
     }
-    _publish(document, vote_tables.calibrate(document), json)
+    _publish(document, tables.calibrate(document), json)
     if plot is not None:
-        vote_plots.calibrate(document, plot)
+        plots.calibrate(document, plot)
 
 
 def stop(
@@ -156,7 +156,7 @@ def stop(
             **options,
         ),
     }
-    _publish(document, vote_tables.stop(document), json)
+    _publish(document, tables.stop(document), json)
 
 
 def _coverage_document(found: Sequence[Count], ks: Sequence[int], seed: int) -> dict[str, Any]:
@@ -187,7 +187,7 @@ def _with_progress(problems: Sequence[Problem], what: str) -> Iterator[Problem]:
     yield from track(problems, what, console=console, transient=True, disable=not console.is_terminal)
 
 
-def _publish(document: dict[str, Any], shown: vote_tables.Shown, file: Path | None) -> None:
+def _publish(document: dict[str, Any], shown: tables.Shown, file: Path | None) -> None:
     console = Console()
     for part in shown:
         console.print(part)

@@ -1,4 +1,4 @@
-"""The `drafthouse vote` commands on cached samples. What they do is in `vote_offline.py`, imported when needed."""
+"""The `drafthouse vote` commands on cached samples. What they do is in `offline.py`, imported when needed."""
 
 from __future__ import annotations
 
@@ -133,10 +133,10 @@ def _run(command: str, options: dict[str, Any]) -> None:
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # read by numpy; fits of five numbers are slower with threads
     from bench.figures import NoFigures
     from samplers.contract import SamplerError
-    from server import vote_offline
+    from server.vote_cli import offline
     from voting.samples_file import SamplesFileError
 
-    run: Callable[..., None] = getattr(vote_offline, command)
+    run: Callable[..., None] = getattr(offline, command)
     try:
         run(**options)
     except (NoFigures, OSError, SamplerError, SamplesFileError) as error:
