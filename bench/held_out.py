@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import itertools
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,8 +47,13 @@ def word_problems(count: int, seed: int = EVALUATION_SEED) -> list[Problem]:
 
 
 def problem_prompt(tokenizer: Tokenizer, problem: Problem) -> tuple[int, ...]:
-    text = f"<|begin|><|user|>{problem.question}<|end|><|assistant|>"
-    return tuple(tokenizer.encode(text, add_special_tokens=False).ids)
+    return dialogue(tokenizer, [problem.question])
+
+
+def dialogue(tokenizer: Tokenizer, turns: Sequence[str]) -> tuple[int, ...]:
+    """The prompt of the model's answer to turns of the user and of the model, in turn; the last one is the user's."""
+    said = "".join(f"<|{('user', 'assistant')[i % 2]}|>{turn}<|end|>" for i, turn in enumerate(turns))
+    return tuple(tokenizer.encode(f"<|begin|>{said}<|assistant|>", add_special_tokens=False).ids)
 
 
 def source_prompts(tokenizer: Tokenizer, count: int, length: int) -> list[tuple[int, ...]]:

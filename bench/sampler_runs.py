@@ -35,6 +35,7 @@ class Job:
     whole: bool = False  # never ends before `max_tokens`: the tokens that end a text are masked
     line: bool = False  # ends with the first token that holds a line break, which belongs to the sample
     salt: str = ""  # jobs of one salt share what has been computed of their prompts
+    top: int | None = None  # also the log-probabilities of so many most probable tokens at each place
 
 
 @dataclass
@@ -44,6 +45,8 @@ class Sample:
     tokens: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)  # of every token that was drawn, the ending one included; raw
     details: Mapping[str, Any] = field(default_factory=dict)  # what a program says about it
+    ending: int | None = None  # the token that ended the text; None: it was cut, or its last token ended it
+    top: list[list[float]] = field(default_factory=list)  # per drawn token, descending, where the job wants them; raw
 
 
 @dataclass
@@ -133,12 +136,13 @@ class Sampling:
                 sample = answer.samples[choice]
                 sample.tokens += delta.token_ids
                 sample.logprobs += delta.logprobs
+                sample.top += [[value for _, value in score.top] for score in delta.scores]
                 if delta.finish is None:
                     continue
                 if delta.finish.reason is FinishReason.ERROR:
                     raise Failed(delta.finish.message)
                 if delta.finish.stop_token_id in self.eos:
-                    sample.tokens.pop()
+                    sample.ending = sample.tokens.pop()
                 sample.details = delta.finish.details
             if output.absent:
                 del answer.samples[-output.absent :]
@@ -158,6 +162,7 @@ class Sampling:
             eos_token_ids=self.eos,
             stop_token_ids=self._line_ends if job.line and not by_program else frozenset(),
             stops=(b"\n",) if job.line and by_program else (),
+            logprobs=job.top,
             delivery_interval_s=60.0,
             cache_salt=job.salt,
         )
