@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from voting.contract import Cluster, Sample, Tally, VotingRule
+from voting.records import write_sample
 from voting.rule import distinct, voters
 from voting.rules.sc import count
 from voting.selection import tied
@@ -88,31 +89,18 @@ class Outcome:
         return [self._record(sample, places.get(sample.index)) for sample in self.samples]
 
     def _record(self, sample: Sample, cluster: int | None) -> dict[str, Any]:
-        known = sample.mean_logprob is not None
         pruned = self.tally.pruned.get(sample.index)
-        always = {
-            "index": sample.index,
-            "text": sample.text,
-            "n_tokens": sample.n_tokens,
-            "mean_logprob": sample.mean_logprob,
-            "sum_logprob": sample.sum_logprob if known and sample.n_tokens else None,
-            "finish_reason": sample.finish_reason,
-            "answer": sample.answer,
+        found = {
             "cluster": cluster,
-            "q": sample.q if known else None,
+            "q": None if sample.mean_logprob is None else sample.q,
             "weight": self.tally.sample_weights.get(sample.index, 0.0),
-            "sample_weight": sample.weight,
             "pruned": pruned is not None,
         }
-        where_known = {
-            "token_ids": sample.token_ids and list(sample.token_ids),
+        reasons = {
             "abstain_reason": sample.abstain_reason or ("no_answer" if sample.abstains else None),
             "prune_reason": pruned,
-            "topk_entropy": _finite(sample.entropies),
-            "confs": _finite(sample.confidences),
-            "scores": {name: _number(score) for name, score in sample.scores.items()} or None,
         }
-        return always | {name: value for name, value in where_known.items() if value is not None}
+        return write_sample(sample) | found | {name: why for name, why in reasons.items() if why is not None}
 
 
 def hold(
@@ -245,11 +233,3 @@ def _row(place: int, cluster: Cluster, weight: float, share: float | None) -> di
         "share": share,
         "members": list(cluster.members),
     }
-
-
-def _number(value: float) -> float | None:
-    return value if math.isfinite(value) else None
-
-
-def _finite(values: Sequence[float] | None) -> list[float | None] | None:
-    return None if values is None else [_number(value) for value in values]

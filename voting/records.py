@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -11,7 +11,9 @@ from samplers.contract import SamplerError
 from voting.contract import Sample
 
 # of an earlier vote over the same samples; another vote finds its own
-_FOUND_BY_VOTES = ("seed", "sum_logprob", "cluster", "q", "weight", "pruned", "prune_reason")
+_FOUND_BY_VOTES = ("sum_logprob", "cluster", "q", "weight", "pruned", "prune_reason")
+# about how it was drawn: of the request; "listed": mean_logprob is over the tokens a server lists, perhaps not all
+_OF_DRAWING = ("seed", "counted")
 
 
 def read_sample(record: Any, index: int, path: str) -> Sample:
@@ -20,7 +22,7 @@ def read_sample(record: Any, index: int, path: str) -> Sample:
     if not isinstance(record, Mapping):
         raise SamplerError(f"'{path}' must be an object", path)
     for name in record:
-        if name not in _READERS and name not in _FOUND_BY_VOTES:
+        if name not in _READERS and name not in (*_FOUND_BY_VOTES, *_OF_DRAWING):
             known = ", ".join(_READERS)
             raise SamplerError(f"'{path}.{name}' is not a field of a sample; known: {known}", f"{path}.{name}")
     fields = {
@@ -35,6 +37,38 @@ def read_sample(record: Any, index: int, path: str) -> Sample:
         if fields.setdefault("n_tokens", length) != length:
             raise SamplerError(f"'{path}.n_tokens' is not the number of token_ids, {length}", f"{path}.n_tokens")
     return Sample(**{"index": index, **fields})
+
+
+def write_sample(sample: Sample) -> dict[str, Any]:
+    """Finite JSON that `read_sample` reads; what is not known is null or left out."""
+    known = sample.mean_logprob is not None
+    always = {
+        "index": sample.index,
+        "text": sample.text,
+        "n_tokens": sample.n_tokens,
+        "mean_logprob": sample.mean_logprob,
+        "sum_logprob": sample.sum_logprob if known and sample.n_tokens else None,
+        "finish_reason": sample.finish_reason,
+        "answer": sample.answer,
+        "sample_weight": sample.weight,
+    }
+    where_known = {
+        "token_ids": None if sample.token_ids is None else list(sample.token_ids),
+        "abstain_reason": sample.abstain_reason,
+        "topk_entropy": _finite(sample.entropies),
+        "confs": _finite(sample.confidences),
+        "scores": {name: finite(score) for name, score in sample.scores.items()} or None,
+    }
+    return always | {name: value for name, value in where_known.items() if value is not None}
+
+
+def finite(value: float) -> float | None:
+    """JSON knows no other numbers."""
+    return value if math.isfinite(value) else None
+
+
+def _finite(values: Sequence[float] | None) -> list[float | None] | None:
+    return None if values is None else [finite(value) for value in values]
 
 
 def _text(value: Any, path: str) -> str:

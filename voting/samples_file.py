@@ -1,17 +1,18 @@
 """Files of samples that have been drawn: the layout of RPC's authors, and ours (voting.md section 19).
 
 Theirs is one JSON object with `predict[n][m]` (answers), `completion[n][m]`, `mean_logprob[n][m]` and `answer[n]`, the
-right ones. Ours has a problem per line: {"id", "prompt"?, "gold"?, "samples": [record, ...]}.
+right ones. Ours has a problem per line: {"id", "prompt"?, "gold"?, "samples": [record, ...]}; a line {"drawn_with":
+{...}} says with which settings the others were drawn, and is read past.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from samplers.contract import SamplerError
 from voting.answers.normal import normalise
@@ -20,10 +21,19 @@ from voting.records import read_logprob, read_sample
 
 _TABLES = ("predict", "completion", "mean_logprob")
 _FIELDS = ("id", "prompt", "gold", "samples")
+DRAWN_WITH = "drawn_with"
+T = TypeVar("T", bound="Named")
 
 
 class SamplesFileError(ValueError):
     """The file is not what it should be; says where."""
+
+
+class Named(Protocol):
+    """What a line of a file is about."""
+
+    @property
+    def id(self) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -38,28 +48,38 @@ class Problem:
 
 def read_problems(path: Path) -> list[Problem]:
     """At least one. Raises SamplesFileError, naming file, line and field, and OSError."""
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise SamplesFileError(f"{path} is not UTF-8: {error.reason} at byte {error.start}") from None
+    text = _read(path)
     tables = _tables(text)
-    where = str(path)
+    if tables is None:
+        return _from_lines(text, path, lambda record, number: read_problem(record, str(number)))
     try:
-        if tables is not None:
-            problems = list(_from_tables(tables))
-        else:
-            problems = []
-            for number, line in enumerate(text.split("\n"), 1):
-                where = f"{path}, line {number}"
-                if line.strip():
-                    problems.append(_from_line(line, len(problems)))
-            where = str(path)
-            _check_ids(problems)
+        problems = list(_from_tables(tables))
     except SamplerError as error:
-        raise SamplesFileError(f"{where}: {error}") from None
+        raise SamplesFileError(f"{path}: {error}") from None
     if not problems:
         raise SamplesFileError(f"{path} holds no problem")
     return problems
+
+
+def read_lines(path: Path, read: Callable[[Mapping[str, Any], int], T]) -> list[T]:
+    """A JSON object per line, each as `read` makes it of the object and its number from 0; at least one, ids differ.
+    Raises SamplesFileError, naming file, line and field, and OSError."""
+    return _from_lines(_read(path), path, read)
+
+
+def read_problem(record: Mapping[str, Any], default_id: str) -> Problem:
+    """Raises SamplerError."""
+    check_fields(record, _FIELDS)
+    records = _row(record.get("samples"), "samples")
+    samples = [read_sample(one, place, f"samples[{place}]") for place, one in enumerate(records)]
+    if len({sample.index for sample in samples}) < len(samples):
+        raise SamplerError("two 'samples' have the same index", "samples")
+    return Problem(
+        spelled(record.get("id", default_id), "id"),
+        tuple(sorted(samples, key=lambda sample: sample.index)),
+        None if record.get("gold") is None else spelled(record["gold"], "gold"),
+        _string(record.get("prompt") or "", "prompt"),
+    )
 
 
 def gold_of(problem: Problem) -> str:
@@ -76,6 +96,27 @@ def naming(problem: Problem) -> Iterator[None]:
         yield
     except SamplerError as error:
         raise SamplerError(f"problem '{problem.id}': {error}", error.param) from None
+
+
+def check_fields(record: Mapping[str, Any], fields: Sequence[str]) -> None:
+    """Raises SamplerError for a field of a problem that is not one of these."""
+    for name in record:
+        if name not in fields:
+            raise SamplerError(f"'{name}' is not a field of a problem; known: {', '.join(fields)}", name)
+
+
+def spelled(value: Any, path: str) -> str:
+    """Numbers are read as they are spelled. Raises SamplerError."""
+    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
+        raise SamplerError(f"'{path}' must be a string or a number", path)
+    return str(value)
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise SamplesFileError(f"{path} is not UTF-8: {error.reason} at byte {error.start}") from None
 
 
 def _tables(text: str) -> dict[str, Any] | None:
@@ -112,37 +153,35 @@ def _from_tables(tables: Mapping[str, Any]) -> Iterator[Problem]:
             )
             for m, (answer, text, logprob) in enumerate(rows)
         )
-        yield Problem(str(n), samples, _gold(gold, f"answer[{n}]"))
+        yield Problem(str(n), samples, spelled(gold, f"answer[{n}]"))
 
 
-def _from_line(line: str, number: int) -> Problem:
+def _from_lines(text: str, path: Path, read: Callable[[Mapping[str, Any], int], T]) -> list[T]:
+    found: dict[str, T] = {}
+    for number, line in enumerate(text.split("\n"), 1):
+        try:
+            record = _object(line) if line.strip() else None
+            if record is None or record.keys() == {DRAWN_WITH}:
+                continue
+            one = read(record, len(found))
+            if one.id in found:
+                raise SamplerError(f"two problems have the id '{one.id}'", "id")
+        except SamplerError as error:
+            raise SamplesFileError(f"{path}, line {number}: {error}") from None
+        found[one.id] = one
+    if not found:
+        raise SamplesFileError(f"{path} holds no problem")
+    return list(found.values())
+
+
+def _object(line: str) -> Mapping[str, Any]:
     try:
         record = json.loads(line)
     except (ValueError, RecursionError) as error:
         raise SamplerError(f"this is no JSON: {error}") from None
     if not isinstance(record, dict):
         raise SamplerError("a line must be a JSON object")
-    for name in record:
-        if name not in _FIELDS:
-            raise SamplerError(f"'{name}' is not a field of a problem; known: {', '.join(_FIELDS)}", name)
-    records = _row(record.get("samples"), "samples")
-    samples = [read_sample(one, place, f"samples[{place}]") for place, one in enumerate(records)]
-    if len({sample.index for sample in samples}) < len(samples):
-        raise SamplerError("two 'samples' have the same index", "samples")
-    return Problem(
-        _gold(record.get("id", number), "id"),
-        tuple(sorted(samples, key=lambda sample: sample.index)),
-        None if record.get("gold") is None else _gold(record["gold"], "gold"),
-        _string(record.get("prompt") or "", "prompt"),
-    )
-
-
-def _check_ids(problems: list[Problem]) -> None:
-    seen: set[str] = set()
-    for problem in problems:
-        if problem.id in seen:
-            raise SamplerError(f"two problems have the id '{problem.id}'", "id")
-        seen.add(problem.id)
+    return record
 
 
 def _row(value: Any, path: str) -> list[Any]:
@@ -155,13 +194,6 @@ def _string(value: Any, path: str) -> str:
     if not isinstance(value, str):
         raise SamplerError(f"'{path}' must be a string", path)
     return value
-
-
-def _gold(value: Any, path: str) -> str:
-    """Numbers are read as they are spelled."""
-    if isinstance(value, bool) or not isinstance(value, (str, int, float)):
-        raise SamplerError(f"'{path}' must be a string or a number", path)
-    return str(value)
 
 
 def _answer(text: str) -> str | None:

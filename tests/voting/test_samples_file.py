@@ -12,7 +12,7 @@ import pytest
 from samplers.contract import SamplerError
 from tests.voting.votes import samples_of, vote
 from voting.contract import Sample
-from voting.records import read_sample
+from voting.records import read_sample, write_sample
 from voting.samples_file import SamplesFileError, read_problems
 
 TABLES: dict[str, Any] = {
@@ -148,3 +148,20 @@ def test_what_a_record_holds() -> None:
     assert (sample.index, sample.n_tokens, sample.token_ids, sample.mean_logprob) == (7, 2, (5, 6), -math.inf)
     assert sample.confidences is not None
     assert math.isnan(sample.confidences[0]) and math.isnan(sample.scores["a"])
+
+
+def test_how_it_was_drawn_is_read_past(tmp_path: Path) -> None:
+    header = {"drawn_with": {"model": "m"}}
+    drawn = {"id": "b", "samples": [{"text": "t", "seed": 7, "counted": "listed"}]}
+    assert [one.id for one in read_problems(written(tmp_path, header, LINE, header, drawn))] == ["a", "b"]
+    with pytest.raises(SamplesFileError, match="holds no problem"):
+        read_problems(written(tmp_path, header))
+
+
+def test_a_sample_written_is_the_sample_read() -> None:
+    full = Sample(
+        3, "t", "1", token_ids=(4, 2), n_tokens=2, mean_logprob=-0.5, finish_reason="length", abstain_reason="failed",
+        weight=0.25, entropies=(0.1, 0.2), confidences=(3.0, 4.0), scores={"judge": 1.0},
+    )  # fmt: skip
+    for sample in (full, Sample(0, ""), Sample(1, "", token_ids=())):
+        assert read_sample(json.loads(json.dumps(write_sample(sample), allow_nan=False)), 9, "s") == sample
