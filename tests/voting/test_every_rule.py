@@ -245,6 +245,7 @@ def test_null_stands_for_a_scalar_default() -> None:
         ("ppl", {"scorer": {"model": "m", "nothing": 1}}),
         ("bon", {"scorer": 3}),
         ("bon", {"scorer": ""}),
+        ("bon", {"scorer": {"model": "m", "unit": "word"}}),
         ("iew", {"max_ratio": 0.5}),
     ],
     ids=str,

@@ -9,14 +9,15 @@ from typing import Any
 from samplers.contract import Param, SamplerError
 from voting.contract import VOTING_RULES, Cluster, Sample, Tally
 from voting.rule import BaseRule, by_cluster, voters
+from voting.scorers import LIKELIHOOD, is_log_probability, name_of, parse_model
 from voting.selection import pick, scores_of, unscored
 
 
 @VOTING_RULES.register
 class BestOfN(BaseRule):
-    """`scorer` names the scores that samples carry. `aggregate`: max picks the best sample; cluster_sum adds the scores
-    of an answer's samples, which must not be negative; softmax adds exp(beta (r - best r)). Sums count sample weights.
-    Samples without a finite score abstain.
+    """`scorer`: whose scores the samples carry, a name or a model as in `ppl`. `aggregate`: max picks the best sample;
+    cluster_sum adds the scores of an answer's samples, which must not be negative; softmax adds exp(beta (r - best r)).
+    Sums count sample weights. Samples without a finite score abstain.
     """
 
     name = "bon"
@@ -29,23 +30,33 @@ class BestOfN(BaseRule):
     def parse(self, field: str, value: Any, path: str) -> Any:
         if field != "scorer":
             return super().parse(field, value, path)
+        if isinstance(value, Mapping):
+            return parse_model(value, path)
         if not isinstance(value, str) or not value:
-            raise SamplerError(f"'{path}' must be the name of a scorer", path)
+            raise SamplerError(f"'{path}' must be the name of a scorer or an object with that of a 'model'", path)
         return value
 
+    def check(self, values: Mapping[str, Any], samples: int) -> None:
+        if values["aggregate"] == "cluster_sum" and is_log_probability(values["scorer"]):
+            raise SamplerError(
+                f"'{name_of(values['scorer'])}' gives log-probabilities, which are negative and cannot be summed",
+                "aggregate",
+            )
+
     def needs(self, values: Mapping[str, Any]) -> frozenset[str]:
-        return frozenset({"scores"})
+        return frozenset({"scores", "logprobs"} if values["scorer"] == LIKELIHOOD else {"scores"})
 
     def abstentions(self, samples: Sequence[Sample], values: Mapping[str, Any]) -> Mapping[int, str]:
-        return unscored(samples, values["scorer"])
+        return {**unscored(samples, name_of(values["scorer"])), **super().abstentions(samples, values)}
 
     def tally(self, samples: Sequence[Sample], clusters: Sequence[Cluster], values: Mapping[str, Any]) -> Tally:
-        scores = scores_of(samples, values["scorer"])
+        scorer = name_of(values["scorer"])
+        scores = scores_of(samples, scorer)
         if values["aggregate"] == "max":
             return pick(clusters, scores)
         if values["aggregate"] == "cluster_sum":
             if min(scores.values()) < 0:
-                raise SamplerError(f"'{values['scorer']}' gives negative scores, which cannot be summed", "aggregate")
+                raise SamplerError(f"'{scorer}' gives negative scores, which cannot be summed", "aggregate")
             worth = scores
         else:
             best = max(scores.values())

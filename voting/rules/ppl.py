@@ -8,13 +8,11 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
-from samplers.contract import Param, SamplerError
+from samplers.contract import Param
 from voting.contract import VOTING_RULES, Cluster, Sample, Tally
 from voting.rule import BaseRule, voters
+from voting.scorers import name_of, parse_model
 from voting.selection import pick, scores_of, unscored
-
-CONDITION = Param("condition", str, "none", choices=("none", "prompt"))
-UNIT = Param("unit", str, "byte", choices=("byte", "token"))
 
 
 @VOTING_RULES.register
@@ -33,7 +31,7 @@ class Perplexity(BaseRule):
         """scorer: {model, condition: none | prompt, unit: byte | token}, or null for the generating model."""
         if field != "scorer":
             return super().parse(field, value, path)
-        return None if value is None else _scorer(value, path)
+        return None if value is None else parse_model(value, path)
 
     def needs(self, values: Mapping[str, Any]) -> frozenset[str]:
         if values["scorer"] is not None:
@@ -42,40 +40,28 @@ class Perplexity(BaseRule):
 
     def abstentions(self, samples: Sequence[Sample], values: Mapping[str, Any]) -> Mapping[int, str]:
         if values["scorer"] is not None:
-            return unscored(samples, values["scorer"]["model"])
+            return unscored(samples, name_of(values["scorer"]))
         empty = {s.index: "empty" for s in voters(samples) if values["normalise"] == "byte" and not s.text}
         return {**empty, **super().abstentions(samples, values)}
 
     def tally(self, samples: Sequence[Sample], clusters: Sequence[Cluster], values: Mapping[str, Any]) -> Tally:
         if values["scorer"] is not None:
-            return pick(clusters, scores_of(samples, values["scorer"]["model"]))
+            return pick(clusters, scores_of(samples, name_of(values["scorer"])))
         measure = _MEASURES[values["normalise"]]
         able = voters(samples)
         tally = pick(clusters, {sample.index: measure(sample) for sample in able})
         return replace(tally, confidence=next(sample.q for sample in able if sample.index == tally.choice))
 
 
-def bits_per_byte(sum_logprob: float, text: str) -> float:
-    """-sum of ln p in bits, per byte of UTF-8. Raises ValueError for an empty text."""
-    if not text:
+def bits_per_byte(sum_logprob: float, n_bytes: int) -> float:
+    """-sum of ln p in bits, per byte of the text in UTF-8. Raises ValueError for an empty text."""
+    if n_bytes < 1:
         raise ValueError("an empty text has no bits per byte")
-    return -sum_logprob / (math.log(2) * len(text.encode()))
+    return -sum_logprob / (math.log(2) * n_bytes)
 
 
 _MEASURES = {
     "token": lambda sample: sample.mean_logprob,
     "sum": lambda sample: sample.sum_logprob,
-    "byte": lambda sample: -bits_per_byte(sample.sum_logprob, sample.text),
+    "byte": lambda sample: -bits_per_byte(sample.sum_logprob, len(sample.text.encode())),
 }
-
-
-def _scorer(value: Any, path: str) -> dict[str, Any]:
-    if not isinstance(value, Mapping) or not isinstance(value.get("model"), str) or not value["model"]:
-        raise SamplerError(f"'{path}' must be an object with the name of a 'model'", path)
-    for key in value.keys() - {"model", CONDITION.name, UNIT.name}:
-        raise SamplerError(f"'{path}.{key}' is not a field of a scorer", f"{path}.{key}")
-    options = {
-        param.name: param.check(value.get(param.name, param.neutral), f"{path}.{param.name}")
-        for param in (CONDITION, UNIT)
-    }
-    return {"model": value["model"], **options}

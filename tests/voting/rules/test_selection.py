@@ -13,10 +13,11 @@ import pytest
 
 from samplers.contract import SamplerError
 from tests.voting.votes import sample, samples_of, shares, vote, weights
-from voting.contract import Sample
+from voting.contract import VOTING_RULES, Sample
+from voting.rule import read_values
 from voting.rules.bon import expected_best
 from voting.rules.ppl import bits_per_byte
-from voting.scorers import SCORERS, with_scores
+from voting.scorers import LIKELIHOOD, SCORERS, with_likelihoods, with_scores
 
 # --- perplexity
 
@@ -55,9 +56,8 @@ def test_an_empty_text_has_no_bits_per_byte() -> None:
     outcome = vote("ppl", samples, normalise="byte")
     assert (outcome.answer, outcome.samples[0].abstain_reason) == ("a", "empty")
     with pytest.raises(ValueError, match="empty"):
-        bits_per_byte(-1.0, "")
-    assert bits_per_byte(-8 * math.log(2), "abcd") == pytest.approx(2)
-    assert bits_per_byte(-8 * math.log(2), "éé") == pytest.approx(2)
+        bits_per_byte(-1.0, 0)
+    assert bits_per_byte(-8 * math.log(2), 4) == pytest.approx(2)
 
 
 def test_another_models_score_decides() -> None:
@@ -193,3 +193,32 @@ def test_a_scorer_that_miscounts_is_found_out() -> None:
 def test_unknown_scorers_name_the_known() -> None:
     with pytest.raises(SamplerError, match="unknown scorer 'x'; known: "):
         SCORERS.get("x", "voting.params.scorer")
+
+
+def test_the_likelihood_is_a_score_that_samples_have() -> None:
+    samples = with_likelihoods(samples_of(("a", 0.4), ("b", 0.7), (None, 0.9)))
+    assert [one.scores.get(LIKELIHOOD) for one in samples] == [math.log(0.4), math.log(0.7), None]
+    assert vote("bon", samples, scorer=LIKELIHOOD).representative == vote("ppl", samples).representative == 1
+    single = samples_of(("a", 0.4), (None, 0.9))
+    assert with_likelihoods(single) == single
+    unknown = with_likelihoods([sample(i, "a", mean_logprob=None) for i in range(2)])
+    assert all(math.isnan(one.scores[LIKELIHOOD]) for one in unknown)
+    with pytest.raises(SamplerError, match="'bon' needs 'mean_logprob' of sample 0"):
+        vote("bon", unknown, scorer=LIKELIHOOD)
+    broken = with_likelihoods([sample(0, "a", mean_logprob=math.nan), sample(1, "b"), sample(2, "b")])
+    assert vote("bon", broken, scorer=LIKELIHOOD).samples[0].abstain_reason == "bad_logprob"
+
+
+def test_a_model_can_be_the_scorer_of_either_rule() -> None:
+    samples = [sample(i, answer, scores={"gauge": -bits}) for i, (answer, bits) in enumerate([("a", 2), ("b", 1)])]
+    for rule in ("ppl", "bon"):
+        assert vote(rule, samples, scorer={"model": "gauge", "unit": None}).answer == "b"
+        values = read_values(VOTING_RULES.get(rule), {"scorer": {"model": "gauge", "condition": "prompt"}}, 2)
+        assert values["scorer"] == {"model": "gauge", "condition": "prompt", "unit": "byte"}
+
+
+@pytest.mark.parametrize("scorer", [LIKELIHOOD, {"model": "gauge"}])
+def test_log_probabilities_are_never_summed(scorer: object) -> None:
+    with pytest.raises(SamplerError, match="cannot be summed") as caught:
+        read_values(VOTING_RULES.get("bon"), {"scorer": scorer, "aggregate": "cluster_sum"}, 2)
+    assert caught.value.param == "voting.params.aggregate"
