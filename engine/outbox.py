@@ -55,7 +55,7 @@ class Outbox:
                 continue
             active.delivered_at = now
             output.cached_tokens = active.cached_tokens
-            if active.prompt_scores is not None and all(s is not None for s in active.prompt_scores[1:]):
+            if not active.unscored:
                 output.prompt_scores = active.prompt_scores
             self._parcels.append((active.mailbox, output, False))
         self._open = held

@@ -52,7 +52,8 @@ class DecodeRequest:
     stops: tuple[bytes, ...] = ()  # stop strings, for programs: whoever reads a plain choice finds them in its text
     special_tokens_are_text: bool = False  # they are shown, so stop strings may hold them
     logprobs: int | None = None  # None: none; k: the token's and the top k of every generated token
-    prompt_logprobs: int | None = None  # the same for prompt tokens (these are then computed once, cached or not)
+    prompt_logprobs: int | None = None  # the same for prompt tokens from `scored_from` on (computed, cached or not)
+    scored_from: int = 1  # index of a prompt token, at least 1
     processed_logprobs: bool = False  # report the final row instead of the raw one
     logprob_token_ids: tuple[int, ...] = ()  # report these ids as well, for every generated token
     watch: Callable[[], Watch] | None = None  # makes what follows each choice; `logprobs` must be asked for
@@ -109,7 +110,7 @@ class Output:
     """Everything new about one request since the consumer last looked."""
 
     deltas: dict[int, Delta] = field(default_factory=dict)  # by choice
-    prompt_scores: list[TokenScore | None] | None = None  # per prompt token, first None
+    prompt_scores: list[TokenScore | None] | None = None  # per prompt token, None before `scored_from`
     cached_tokens: int = 0  # prompt tokens served from the prefix cache
     scored: bool = False  # a request with max_tokens 0 is complete
     absent: int = 0  # choices, the last ones, that a program did not find

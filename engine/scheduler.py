@@ -209,8 +209,7 @@ class Scheduler:
         if not resumed:
             namespace = self.namespace + active.request.cache_salt.encode()
             sequence.branch = self.pages.new_branch(namespace, self._expected_length(sequence))
-            if not active.unscored:
-                sequence.computed = self.pages.attach_prefix(sequence.branch, sequence.tokens[: sequence.shareable])
+            sequence.computed = self.pages.attach_prefix(sequence.branch, sequence.tokens[: sequence.attachable])
         take = min(sequence.needed, budget, self.chunk)
         while True:
             try:

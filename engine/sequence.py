@@ -53,6 +53,12 @@ class Sequence:
         return min(self.mixtures, default=len(self.tokens))
 
     @property
+    def attachable(self) -> int:
+        """Those that may be taken from it: a token is scored by the row before it, which has to be computed then."""
+        active = self.active
+        return min(self.shareable, active.request.scored_from) if active.unscored else self.shareable
+
+    @property
     def key(self) -> tuple[int, int, int]:
         """Order of service: priority, then arrival, then choice."""
         return self.active.request.priority, self.active.arrival, self.choice
@@ -75,8 +81,8 @@ class ActiveRequest:
 
     @property
     def unscored(self) -> bool:
-        """Prompt tokens still have to be computed for their log-probabilities, so no cached ones may be attached."""
-        return self.prompt_scores is not None and None in self.prompt_scores[1:]
+        """Log-probabilities of prompt tokens are missing."""
+        return self.prompt_scores is not None and None in self.prompt_scores[self.request.scored_from :]
 
     @property
     def unfinished(self) -> int:

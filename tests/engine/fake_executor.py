@@ -93,9 +93,10 @@ class FakeExecutor:
                 continue
             assert seen == sequence.tokens[: len(seen)]
             if sequence.active.prompt_scores is not None:
+                first = max(work.context + 1, sequence.active.request.scored_from)
                 last = min(work.context + work.count, sequence.prompt_length - 1)
-                scores = [TokenScore(-float(t), 1, ()) for t in sequence.tokens[work.context + 1 : last + 1]]
-                result.prompt_scores.append((sequence, work.context + 1, scores))
+                scores = [TokenScore(-float(t), 1, ()) for t in sequence.tokens[first : last + 1]]
+                result.prompt_scores.append((sequence, first, scores))
             for drawer in work.draws:
                 token = next_token(seen, sequence.active.request.seed, drawer.choice)
                 result.drawn.append(Drawn(drawer, token, -1.0))

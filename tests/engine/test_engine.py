@@ -127,6 +127,34 @@ async def test_prompt_scores_cover_the_whole_prompt_in_any_chunking() -> None:
             assert [score.logprob for score in scores[1:]] == [-float(t) for t in prompt[1:]]
 
 
+@pytest.mark.parametrize("first", [1, 2, 4, 5, 8, 9, 20, 21])
+async def test_prompt_tokens_that_nobody_asks_about_may_come_from_the_cache(first: int) -> None:
+    async with running(max_batch_tokens=8, page_size=4) as (engine, executor, _):
+        prompt = list(range(40, 61))
+        await collect(engine, request("before", prompt, 0))
+        executor.batches.clear()
+        asked = request("a", prompt, 0, prompt_logprobs=0, scored_from=first)
+        *_, last = [output async for output in engine.stream(asked)]
+        assert last.prompt_scores[:first] == [None] * first
+        assert [score.logprob for score in last.prompt_scores[first:]] == [-float(t) for t in prompt[first:]]
+        assert last.cached_tokens == (first - 1) // 4 * 4  # whole pages before the row that scores the first of them
+        assert sum(executor.batches) == len(prompt) - last.cached_tokens
+
+
+async def test_scoring_goes_on_after_preemption() -> None:
+    async with running(num_pages=12, max_batch_tokens=8, page_size=4) as (engine, _, scheduler):
+        prompts = [[i] * 4 + list(range(20)) for i in range(4)]
+        asked = [request(f"r{i}", prompt, 3, prompt_logprobs=0, scored_from=13) for i, prompt in enumerate(prompts)]
+
+        async def scores(one: DecodeRequest) -> list[object]:
+            return [output.prompt_scores async for output in engine.stream(one)][-1]
+
+        for prompt, known in zip(prompts, await asyncio.gather(*map(scores, asked)), strict=True):
+            assert known[:13] == [None] * 13
+            assert [score.logprob for score in known[13:]] == [-float(t) for t in prompt[13:]]
+        assert scheduler.preemptions
+
+
 async def test_choices_that_wait_for_a_slot_do_not_score_the_prompt_again() -> None:
     async with running(max_seqs=2) as (engine, executor, _):
         asked = request("a", list(range(21)), 2, n=6, prompt_logprobs=1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -83,6 +84,28 @@ def test_the_padded_tail_of_the_head_is_never_drawn_nor_listed(fields: dict[str,
         for top in got.tops + got.prompt_tops:
             assert sorted(token for token, _ in top) == list(range(known))
             assert torch.tensor([value for _, value in top]).exp().sum().item() == pytest.approx(1, abs=1e-5)
+
+    asyncio.run(scenario())
+
+
+@pytest.mark.parametrize("first", [1, 3, 4, 5, 50, 69])
+def test_the_end_of_a_prompt_is_scored_as_the_whole_prompt_is(first: int) -> None:
+    prompt = tuple(torch.randint(VOCABULARY, (70,), generator=torch.Generator().manual_seed(1)).tolist())
+    asked = DecodeRequest("a", prompt, resolve({}, VOCABULARY), seed=3, max_tokens=0, prompt_logprobs=2)
+
+    async def scores(runner: TorchRunner, request: DecodeRequest) -> list[Any]:
+        *_, last = [output async for output in runner.submit(request)]
+        assert last.cached_tokens == (request.scored_from - 1) // 4 * 4 * (request.id == "b")
+        return last.prompt_scores
+
+    async def scenario() -> None:
+        async with running() as runner:
+            whole = await scores(runner, asked)
+            end = await scores(runner, dataclasses.replace(asked, id="b", scored_from=first))
+        assert end[:first] == [None] * first
+        for one, other in zip(end[first:], whole[first:], strict=True):
+            assert one.logprob == pytest.approx(other.logprob, abs=1e-4)
+            assert [token for token, _ in one.top] == [token for token, _ in other.top]
 
     asyncio.run(scenario())
 

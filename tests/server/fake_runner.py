@@ -137,8 +137,9 @@ class FakeRunner:
     def _prompt_scores(self, request: DecodeRequest) -> list[TokenScore | None] | None:
         if request.prompt_logprobs is None:
             return None
-        ids = request.prompt_ids
-        return [None] + [self.score(self.raw(ids[:at]), ids[at], request.prompt_logprobs) for at in range(1, len(ids))]
+        ids, first = request.prompt_ids, request.scored_from
+        scores = [self.score(self.raw(ids[:at]), ids[at], request.prompt_logprobs) for at in range(first, len(ids))]
+        return [None] * first + scores
 
 
 class _Writer:

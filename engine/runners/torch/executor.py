@@ -135,10 +135,11 @@ class TorchExecutor:
             sequence = work.sequence
             scores = sequence.active.prompt_scores
             if scores is not None:
-                number = min(work.count, sequence.prompt_length - 1 - work.context)
-                if number > 0 and None in scores[work.context + 1 : work.context + 1 + number]:
-                    scored.append((work, work.context, number))
-                    rows += range(start, start + number)
+                first = max(work.context, sequence.active.request.scored_from - 1)
+                last = min(work.context + work.count, sequence.prompt_length - 1)
+                if first < last and None in scores[first + 1 : last + 1]:
+                    scored.append((work, first, last - first))
+                    rows += range(start + first - work.context, start + last - work.context)
             start += work.count
             draw_rows += [start - 1] * len(work.draws)
             drawers += work.draws
