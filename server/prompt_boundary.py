@@ -27,6 +27,7 @@ from server.prompts import PromptInput
 from server.schema.common import GenerationBody
 from server.state import ServedModel
 from server.text.covers import Context, Cover, Covering
+from server.together import all_of
 
 OFF, HEAL, EXACT = "off", "heal", "exact"
 MASKS = ("allowed_token_ids", "bad_words_ids")  # stages that promise something about every token
@@ -108,7 +109,7 @@ async def begin(runner: Runner, request: DecodeRequest, covering: Covering, gate
             return await _answer(runner, question)
 
     # the shortest context first: the others find it in the prefix cache
-    answers = [await ask(asked[0]), *await _all(ask(question) for question in asked[1:])]
+    answers = [await ask(asked[0]), *await all_of(ask(question) for question in asked[1:])]
     scores = {context: score for context, (score, _) in zip(contexts, answers, strict=True)}
 
     def weigh() -> list[int]:
@@ -168,17 +169,6 @@ async def _answer(runner: Runner, question: DecodeRequest) -> tuple[TokenScore, 
             if delta is not None and delta.finish is not None and delta.finish.reason is FinishReason.ERROR:
                 raise internal()
     raise overloaded("the request was ended by the server")
-
-
-async def _all(questions: Any) -> list[tuple[TokenScore, int]]:
-    """All answers; the first failure ends the other questions."""
-    tasks = [asyncio.ensure_future(question) for question in questions]
-    try:
-        return list(await asyncio.gather(*tasks))
-    finally:
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def _part(

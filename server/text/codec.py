@@ -175,6 +175,10 @@ class TextCodec:
         return [self.fast.id_to_token(token) or "" for token in ids]
 
     @property
+    def bos_token_id(self) -> int | None:
+        return self.hf.bos_token_id
+
+    @property
     def eos_token_id(self) -> int | None:
         return self.hf.eos_token_id
 
