@@ -7,20 +7,27 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from typing import cast
+from typing import NamedTuple, cast
 
-from engine.request import DecodeRequest, Output
+from engine.request import DecodeRequest, FinishReason, Output
 from engine.runners.base import Runner
 from samplers.chain import resolve
-from server.errors import overloaded
+from server.errors import internal, overloaded
 
 
-async def logprobs_of(
-    runner: Runner, request_id: str, ids: Sequence[int], first: int, cache_salt: str = ""
-) -> list[float]:
-    """ln p of each of `ids[first:]` after all ids before it, under the raw model; first >= 1.
+class Known(NamedTuple):
+    """How probable the end of a prompt is."""
 
-    Raises what the runner does: Overloaded, EngineFailed, or TooLarge for more ids than it has memory for.
+    logprobs: list[float]  # ln p of each of its tokens after all tokens before it, under the raw model
+    cached_tokens: int  # of the prompt, that the prefix cache had
+
+
+async def known(
+    runner: Runner, request_id: str, ids: Sequence[int], first: int, *, cache_salt: str = "", priority: int = 0
+) -> Known:
+    """The probabilities of `ids[first:]`; first >= 1.
+
+    Raises ApiError, or what the runner does: Overloaded, EngineFailed, or TooLarge for more ids than it has memory for.
     """
     request = DecodeRequest(
         id=request_id,
@@ -30,11 +37,16 @@ async def logprobs_of(
         max_tokens=0,
         prompt_logprobs=0,
         scored_from=first,
+        priority=priority,
         cache_salt=cache_salt,
     )
     async with aclosing(cast(AsyncGenerator[Output], runner.submit(request))) as outputs:
         async for output in outputs:
             if output.scored:
                 assert output.prompt_scores is not None
-                return [score.logprob for score in output.prompt_scores[first:] if score is not None]
+                scores = output.prompt_scores[first:]
+                return Known([score.logprob for score in scores if score is not None], output.cached_tokens)
+            ends = [delta.finish for delta in output.deltas.values() if delta.finish is not None]
+            if any(end.reason is FinishReason.ERROR for end in ends):
+                raise internal()
     raise overloaded("the request was ended by the server")

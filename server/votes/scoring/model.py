@@ -14,7 +14,7 @@ from typing import Any
 
 from engine.runners.base import TooLarge
 from server.offload import offload
-from server.prompt_scores import logprobs_of
+from server.prompt_scores import known
 from server.prompts import MESSAGE_SIZE
 from server.state import ServedModel
 from server.text.codec import TemplateError
@@ -60,10 +60,10 @@ class ModelScorer:
             name = f"{identity}-{number}"
             try:
                 async with gate:  # the salt is a secret: what is read here makes nobody else's prompt faster
-                    found = await logprobs_of(self.model.runner, name, reading.ids, reading.first, cache_salt=identity)
+                    found = await known(self.model.runner, name, reading.ids, reading.first, cache_salt=identity)
             except TooLarge:
                 return None
-            return self._score(found, reading.n_bytes)
+            return self._score(found.logprobs, reading.n_bytes)
 
         alone = 1 if self.condition == "prompt" else 0  # the others find the prompt in the prefix cache
         found = [await score(number) for number in range(alone)]
