@@ -46,6 +46,17 @@ class ProgramPart(StrEnum):
     ALL = "all"
 
 
+class VotingPart(StrEnum):
+    """The parts of `bench voting`."""
+
+    RULES = "rules"
+    SPECIAL = "special"
+    STOPPING = "stopping"
+    DRAWS = "draws"
+    COST = "cost"
+    ALL = "all"
+
+
 def _help(name: str) -> str:
     return ServeConfig.model_fields[name].description or ""
 
@@ -76,6 +87,7 @@ def serve(
     max_queued_requests: Annotated[int | None, _option("max_queued_requests")] = None,
     max_queued_tokens: Annotated[int | None, _option("max_queued_tokens")] = None,
     max_body_bytes: Annotated[int | None, _option("max_body_bytes")] = None,
+    max_k: Annotated[int | None, _option("max_k")] = None,
     threads: Annotated[int | None, _option("threads")] = None,
     replay: Annotated[bool | None, _option("replay", "--replay/--no-replay")] = None,
     grace_s: Annotated[float | None, _option("grace_s")] = None,
@@ -83,6 +95,7 @@ def serve(
     allow_chat_template: Annotated[
         bool | None, _option("allow_chat_template", "--allow-chat-template/--no-allow-chat-template")
     ] = None,
+    scorers: Annotated[list[str] | None, _option("scorers", "--scorer", "--scorers")] = None,
     log_level: Annotated[str | None, _option("log_level")] = None,
 ) -> None:
     """Serve a model: the embedded one without arguments, or any Hugging Face decoder.
@@ -331,6 +344,40 @@ def bench_programs(
         fail(str(error))
     except Violated as error:
         fail(f"does not hold: {error}", status=1)
+
+
+@bench.command("voting")
+def bench_voting(
+    part: Annotated[VotingPart, typer.Option(help="what to measure")] = VotingPart.ALL,
+    samples: Annotated[
+        Path | None, typer.Option(help="folder of samples: those it lacks are drawn and kept for the next time")
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="also write Markdown, JSON and PNGs to this folder")] = None,
+    quick: Annotated[bool, typer.Option(help="a minute or two instead of half an hour; wide intervals")] = False,
+    threads: Annotated[int, typer.Option(min=1, help=_help("threads"))] = 2,
+) -> None:
+    """What votes over samples of the embedded model are worth, on held-out word problems.
+
+    Rules: accuracy and calibration of every rule against the number of samples. Special: rules with prompts of their
+    own, chains and aborted samples. Stopping: samples saved and points lost. Draws: arithmetic samples beside
+    independent ones, and coverage. Cost: a vote through HTTP beside n = 16. Every table ends with what papers claim
+    and whether it is reproduced. Samples are files that `drafthouse vote` reads.
+
+    \b
+    drafthouse bench voting --quick
+    drafthouse bench voting --part rules --samples drawn --output results
+    """
+    _quiet_libraries()
+    import httpx
+
+    from bench.figures import NoFigures
+    from bench.voting import main as run_bench
+    from voting.samples_file import SamplesFileError
+
+    try:
+        run_bench(part.value, samples, output, quick, threads)
+    except (NoFigures, OSError, SamplesFileError, httpx.HTTPError) as error:
+        fail(str(error))
 
 
 def _quiet_libraries() -> None:

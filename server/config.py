@@ -10,10 +10,10 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import AnyHttpUrl, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 log = logging.getLogger(__name__)
 
@@ -22,6 +22,19 @@ PREFIX = "DRAFTHOUSE_"
 
 class ConfigError(ValueError):
     """A setting is unknown, of the wrong type or out of range; the message names it and where it came from."""
+
+
+class ScorerSettings(BaseModel):
+    """An HTTP endpoint that scores the samples of votes."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    url: AnyHttpUrl
+    timeout_s: float = Field(30.0, gt=0, allow_inf_nan=False)
+    api_key_env: str | None = None  # the environment variable that holds its bearer token
+
+
+ScorerName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
 
 
 class ServeConfig(BaseModel):
@@ -52,6 +65,7 @@ class ServeConfig(BaseModel):
         None, ge=1, description="waiting prompt tokens beyond which the answer is 503"
     )
     max_body_bytes: int = Field(16 * 2**20, ge=1024, description="largest request body")
+    max_k: int = Field(512, ge=1, description="largest number of samples of a vote")
     threads: int | None = Field(None, ge=1, description="CPU threads of the model")
     replay: bool = Field(
         True, description="replay a traced forward pass, on CUDA graphs of it, where the logits are the same"
@@ -60,6 +74,9 @@ class ServeConfig(BaseModel):
     cors_origins: list[str] = Field(default_factory=list, description="origins allowed to call from a browser")
     allow_chat_template: bool = Field(False, description="accept a chat_template in requests")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="how much is logged")
+    scorers: dict[ScorerName, ScorerSettings] = Field(
+        default_factory=dict, description="NAME=URL of an HTTP endpoint that scores the samples of votes"
+    )
     presets: dict[str, dict[str, Any]] = Field(default_factory=dict, description="named request fields (file only)")
 
     @field_validator("runner")
@@ -80,6 +97,23 @@ class ServeConfig(BaseModel):
         if texts and not parts:  # an unset variable of a script must not open the door
             raise ValueError("is empty")
         return parts
+
+    @field_validator("scorers", mode="before")
+    @classmethod
+    def _from_pairs(cls, value: Any) -> Any:
+        """NAME=URL as flags and variables say it, there with commas between several; files hold a mapping."""
+        texts = value.split(",") if isinstance(value, str) else value
+        if not isinstance(texts, (list, tuple)) or not all(isinstance(text, str) for text in texts):
+            return value
+        scorers: dict[str, Any] = {}
+        for text in texts:
+            name, equals, url = text.strip().partition("=")
+            if not equals:
+                raise ValueError(f"'{text}' must be NAME=URL")
+            if name in scorers:
+                raise ValueError(f"'{name}' is given twice")
+            scorers[name] = {"url": url}
+        return scorers
 
 
 def load_config(flags: Mapping[str, Any], environment: Mapping[str, str], file: Path | None = None) -> ServeConfig:
@@ -105,11 +139,12 @@ def load_config(flags: Mapping[str, Any], environment: Mapping[str, str], file: 
     except ValidationError as error:
         first = error.errors()[0]
         name = str(first["loc"][0])
-        if first["type"] == "extra_forbidden":
+        if first["type"] == "extra_forbidden" and len(first["loc"]) == 1:
             known = ", ".join(sorted(ServeConfig.model_fields))
             raise ConfigError(f"unknown setting '{name}' {source.get(name, '')}; known: {known}") from None
         message = first["msg"].removeprefix("Value error, ")
-        raise ConfigError(f"setting '{name}' {source.get(name, '')}: {message}") from None
+        path = ".".join(map(str, first["loc"]))
+        raise ConfigError(f"setting '{path}' {source.get(name, '')}: {message}") from None
 
 
 def _read_file(file: Path | None) -> dict[str, Any]:

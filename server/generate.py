@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 from engine.request import DecodeRequest, Output, TokenScore
 from server.choice import ABORTED, INTERNAL, ChoiceEvent, ChoiceStream, End, TextOptions
@@ -33,6 +33,30 @@ class Job:
     arrived: float  # time.perf_counter() when the request came in
     prompts_in_flight: int = 32  # likewise requests, where choices of a prompt go on behind different covers
     coverings: tuple[Covering, ...] | None = None  # per prompt, where its end may be written with other tokens
+    election: Election | None = None  # makes one choice of all those of a prompt
+
+    @property
+    def shown(self) -> int:
+        """Choices per prompt that come out of `run`."""
+        return self.n if self.election is None else 1
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far the samples of a prompt are whose text is not shown."""
+
+    finished: int
+    samples: int  # as far as is known
+
+
+class Tokens(NamedTuple):
+    """Tokens of prompts and outputs that the client does not see."""
+
+    prompt: int = 0
+    completion: int = 0
+
+
+NO_TOKENS = Tokens()
 
 
 @dataclass
@@ -45,6 +69,22 @@ class Step:
     cached_tokens: int = 0  # so far, of this prompt
     absent: int = 0  # choices of this prompt that its program did not find
     report: Mapping[str, Any] | None = None  # what the program says about this prompt, at the end
+    # of an election
+    progress: list[Progress] = field(default_factory=list)  # one per sample that has finished
+    hidden: Tokens = NO_TOKENS
+    vote: Mapping[str, Any] | None = None  # what it says about this prompt, with its winner
+
+
+# choices of a request for some prompt, of which the first has this number among the prompt's
+Draw = Callable[[DecodeRequest, int], AsyncGenerator[Step]]
+
+
+class Election(Protocol):
+    """Draws the samples of a prompt, more than are shown, and chooses one of them."""
+
+    def steps(self, prompt: int, request: DecodeRequest, draw: Draw) -> AsyncGenerator[Step]:
+        """Steps with the events of one choice, whose number is that of the prompt. Closing it ends the drawing."""
+        ...
 
 
 async def run(job: Job, metrics: Metrics) -> AsyncGenerator[Step]:
@@ -61,9 +101,9 @@ async def run(job: Job, metrics: Metrics) -> AsyncGenerator[Step]:
                     yield one
                 held.clear()
             elif failed or step.report is not None:
-                held.append(Step(step.prompt, failed, absent=step.absent, report=step.report))
-                step = replace(step, events=others, absent=0, report=None)
-            if step.events or step.prompt_scores is not None or step.report is not None:
+                held.append(replace(step, events=failed, prompt_scores=None, progress=[]))
+                step = replace(step, events=others, absent=0, report=None, hidden=NO_TOKENS, vote=None)
+            if step.events or step.prompt_scores is not None or step.report is not None or step.progress:
                 yield step
     failures = [event for step in held for event in step.events]
     if failures:
@@ -125,12 +165,23 @@ async def _merge(sources: Sequence[AsyncGenerator[Step]]) -> AsyncGenerator[Step
         await asyncio.gather(*producers, return_exceptions=True)
 
 
-async def _prompt_steps(job: Job, prompt: int, metrics: Metrics, gate: asyncio.Semaphore) -> AsyncGenerator[Step]:
-    """The steps of one prompt's choices."""
+def _prompt_steps(job: Job, prompt: int, metrics: Metrics, gate: asyncio.Semaphore) -> AsyncGenerator[Step]:
+    """The steps of one prompt's choices, or of the one that is elected."""
+    clock = _Clock(metrics, job.model.id, job.arrived)
+
+    def draw(request: DecodeRequest, first: int) -> AsyncGenerator[Step]:
+        return _drawn(job, prompt, request, first, clock, gate)
+
     request = job.requests[prompt]
-    clock = _Clock(metrics, job.model.id, job.arrived, job.n)
+    return draw(request, 0) if job.election is None else job.election.steps(prompt, request, draw)
+
+
+async def _drawn(
+    job: Job, prompt: int, request: DecodeRequest, first: int, clock: _Clock, gate: asyncio.Semaphore
+) -> AsyncGenerator[Step]:
+    """The steps of choices of a prompt, the first of them number `first`."""
     if job.coverings is None or not job.coverings[prompt].end:
-        async with gate, aclosing(_part_steps(job, prompt, Part(request), clock)) as steps:
+        async with gate, aclosing(_part_steps(job, prompt, Part(request, first), clock)) as steps:
             async for step in steps:
                 yield step
         return
@@ -196,16 +247,16 @@ async def _part_steps(job: Job, prompt: int, part: Part, clock: _Clock) -> Async
 class _Clock:
     """Latency of one prompt's tokens."""
 
-    def __init__(self, metrics: Metrics, model: str, arrived: float, n: int) -> None:
+    def __init__(self, metrics: Metrics, model: str, arrived: float) -> None:
         self._metrics, self._model, self._arrived = metrics, model, arrived
-        self._last: list[float | None] = [None] * n
+        self._last: dict[int, float] = {}  # by choice
         self._started = False
 
     def tokens(self, choice: int, count: int) -> None:
         if not count:
             return
         now = time.perf_counter()
-        last, self._last[choice] = self._last[choice], now
+        last, self._last[choice] = self._last.get(choice), now
         if not self._started:
             self._started = True
             self._metrics.first_token(self._model, now - self._arrived)

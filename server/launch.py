@@ -13,7 +13,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -27,9 +27,11 @@ from models.embedded import EMBEDDED, locate
 from samplers.model_facts import ModelFacts
 from samplers.programs.ngrams import NgramError, NgramTables
 from server.app import create_app
-from server.config import ConfigError, ServeConfig
+from server.config import ConfigError, ScorerSettings, ServeConfig
 from server.state import Limits, ServedModel, ServerState
 from server.text.codec import TextCodec
+from server.votes.scoring.endpoint import RewardEndpoint
+from voting.scorers import LIKELIHOOD, SCORERS
 
 log = logging.getLogger(__name__)
 OnFatal = Callable[[BaseException], None]  # called from the engine thread when the engine has died
@@ -97,8 +99,22 @@ def load_ngrams(file: str, codec: TextCodec) -> NgramTables:
     return tables
 
 
+def reward_endpoints(configured: Mapping[str, ScorerSettings]) -> dict[str, RewardEndpoint]:
+    """By name. Raises ConfigError."""
+    endpoints = {}
+    for name, settings in configured.items():
+        if name == LIKELIHOOD or name in SCORERS:
+            raise ConfigError(f"setting 'scorers': there is a scorer '{name}' already")
+        key = None
+        if settings.api_key_env is not None and not (key := os.environ.get(settings.api_key_env)):
+            raise ConfigError(f"setting 'scorers.{name}.api_key_env': the variable {settings.api_key_env} is not set")
+        endpoints[name] = RewardEndpoint(str(settings.url), settings.timeout_s, key)
+    return endpoints
+
+
 def build_state(config: ServeConfig, on_fatal: OnFatal | None = None) -> ServerState:
     """Load every model the configuration names. Raises as `serve_model`, and ConfigError."""
+    scorers = reward_endpoints(config.scorers)
     served = [serve_model(config.model, config, config.served_name, on_fatal)]
     if config.draft_model is not None:
         if config.draft_model in (config.model, config.served_name):
@@ -110,8 +126,11 @@ def build_state(config: ServeConfig, on_fatal: OnFatal | None = None) -> ServerS
     return ServerState(
         served,
         api_keys=tuple(config.api_key),
-        limits=Limits(body_bytes=config.max_body_bytes, allow_chat_template=config.allow_chat_template),
+        limits=Limits(
+            body_bytes=config.max_body_bytes, max_k=config.max_k, allow_chat_template=config.allow_chat_template
+        ),
         cors_origins=tuple(config.cors_origins),
+        scorers=scorers,
     )
 
 
@@ -199,8 +218,7 @@ def run(prepared: Prepared) -> int:
 
     async def main() -> None:
         await server.serve(sockets=[prepared.listener])
-        for model in state.models:
-            await model.runner.close(grace_s=0.5)
+        await state.close()
 
     with asyncio.Runner(loop_factory=_event_loop()) as runner:
         runner.run(main())

@@ -82,6 +82,17 @@ class Metrics:
         )  # fmt: skip
         self.http = Counter("drafthouse_http_requests", "HTTP responses", ["route", "status"], registry=self.registry)
 
+        self._votes = Counter("drafthouse_votes", "Votes held", ["rule"], registry=self.registry)
+        self._vote_samples = Counter(
+            "drafthouse_vote_samples", "Samples of votes, by what became of them", ["rule", "fate"],
+            registry=self.registry,
+        )  # fmt: skip
+
+    def vote(self, rule: str, used: int, discarded: int) -> None:
+        self._votes.labels(rule).inc()
+        self._vote_samples.labels(rule, "used").inc(used)
+        self._vote_samples.labels(rule, "discarded").inc(discarded)
+
     def first_token(self, model: str, seconds: float) -> None:
         (self._ttft.labels(model) if self._labelled else self._ttft).observe(seconds)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import secrets
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -33,6 +33,11 @@ from server.schema.common import INERT, PASSED_SAMPLING, GenerationBody
 from server.schema.parse import log_unknown, read_body_as, refuse_look_alikes, refuse_surrogates, validate
 from server.state import Limits, ServedModel, ServerState
 from server.text.covers import Covering
+from server.votes.compatibility import check_vote, flags_of
+from server.votes.election import Election
+from server.votes.problem import Problem
+from server.votes.request import VoteRequest, read_vote
+from voting.contract import Drawing
 
 WHOLE_ANSWER_INTERVAL_S = 0.1
 XARGS = ("sampler", "spec_decode", "voting")
@@ -49,6 +54,7 @@ class Call(Generic[B]):
     request: Mapping[str, Any]  # as sent
     preset: Mapping[str, Any]
     arrived: float
+    vote: VoteRequest | None
 
 
 @dataclass(frozen=True)
@@ -93,7 +99,8 @@ async def read_call(request: Request, state: ServerState, kind: type[B]) -> Call
     refuse_unavailable(merged(raw, preset))
     check_common(body, model.runner.vocab_size)
     log_unknown(raw, known, state.logged_names)
-    return Call(state, body, model, raw, preset, arrived)
+    vote = None if body.voting is None else read_vote(body.voting, state.limits.max_k)
+    return Call(state, body, model, raw, preset, arrived, vote)
 
 
 def expand_xargs(raw: dict[str, Any]) -> dict[str, Any]:
@@ -134,17 +141,26 @@ def make_plan(
     best_of: int | None = None,
     echo: bool = False,
     coverings: list[Covering] | None = None,
+    problems: Sequence[Problem] = (),
 ) -> Plan:
     """The plan of a checked call. Without `max_tokens` the default counts, and without that the rest of the context;
-    a program has defaults of its own."""
+    a program has defaults of its own. problems: one per prompt, for votes."""
     body, model, limits = call.body, call.model, call.state.limits
     layers = (call.request, call.preset, model.generation_defaults)
     runner = model.runner
     fields = sampling_fields(body, *layers, model.tokenizer)
     chain = resolve_sampling(fields, runner.vocab_size, runner.facts, call.request.keys())
     program = None if chain.program is None else PROGRAMS.get(chain.program.name)
-    n = n or (1 if program is None else program.default_n)
-    made = best_of or n
+    n = n or (1 if program is None or call.vote is not None else program.default_n)
+    vote = call.vote
+    if vote is not None:
+        check_vote(vote, body, best_of, chain, model, call.state)
+    made = best_of or n if vote is None else vote.samples
+    if len(prompts) * made > limits.choices_per_request:
+        refuse(
+            f"prompts times choices may be at most {limits.choices_per_request}",
+            "n" if vote is None else "voting.samples",
+        )
     if program is not None:
         default_max_tokens = program.default_max_tokens or default_max_tokens
         check_program(program, body, best_of, model, len(prompts) * made, limits)
@@ -158,6 +174,8 @@ def make_plan(
     if traced and Capability.SAMPLER_TRACE not in runner.capabilities:
         raise unavailable("return_sampler_trace", f"on runner '{runner.name}' traces are")
     identity = f"{prefix}{secrets.token_hex(14)}"
+    # top alternatives that have to be known, whoever reads them
+    tops = [k for k in (logprobs, vote.top if vote is not None else None) if k is not None]
     requests = []
     for index, prompt in enumerate(prompts):
         budget = _token_budget(model, prompt, max_tokens, max_tokens_field, default_max_tokens)
@@ -179,15 +197,17 @@ def make_plan(
                 stop_token_ids=frozenset(body.stop_token_ids or ()),
                 stops=() if program is None else tuple(stop.encode() for stop in stops),
                 special_tokens_are_text=body.skip_special_tokens is False,
-                logprobs=logprobs,
+                logprobs=max(tops, default=None),
                 prompt_logprobs=prompt_logprobs,
                 processed_logprobs=body.logprobs_mode == "processed",
                 logprob_token_ids=tuple(body.logprob_token_ids or ()),
                 trace=CANDIDATES if traced else None,
                 priority=body.priority or 0,
                 cache_salt=body.cache_salt or "",
-                # nobody sees a whole answer grow; a stop string has to be noticed when it appears
-                delivery_interval_s=0.0 if body.stream or stops else WHOLE_ANSWER_INTERVAL_S,
+                # nobody sees a whole answer grow; what ends drawing has to be noticed when it appears
+                delivery_interval_s=0.0
+                if stops or (body.stream and vote is None) or _may_end(vote)
+                else WHOLE_ANSWER_INTERVAL_S,
             )
         )
     if traced:
@@ -199,7 +219,14 @@ def make_plan(
         skip_special=body.skip_special_tokens is not False,
         echoed=echo,
         interval=body.stream_interval if body.stream else None,
+        keep_scores=vote is not None and vote.top is not None,
     )
+    election = None
+    if vote is not None:
+        flags = flags_of(vote, body, chain)
+        election = Election(
+            vote, problems, call.state, model, flags, listed=logprobs is not None, whole=options.interval is None
+        )
     stream_options = body.stream_options
     return Plan(
         id=identity,
@@ -207,7 +234,7 @@ def make_plan(
         model=body.model,
         fingerprint=model.fingerprint,
         served=model,
-        job=Job(model, tuple(requests), options, made, call.arrived, limits.prompts_in_flight, covered),
+        job=Job(model, tuple(requests), options, made, call.arrived, limits.prompts_in_flight, covered, election),
         prompts=tuple(prompts),
         chain=chain,
         sampler_report=chain.report(fields_below(call.preset, model.generation_defaults)),
@@ -219,6 +246,11 @@ def make_plan(
         include_usage=bool(stream_options and stream_options.include_usage),
         continuous_usage=bool(stream_options and stream_options.continuous_usage_stats),
     )
+
+
+def _may_end(vote: VoteRequest | None) -> bool:
+    """Whether a vote may be decided before all samples are drawn."""
+    return vote is not None and (not vote.stop.never_fires or vote.rule.drawing(vote.values) is Drawing.SCREENED)
 
 
 def _check_traced(tokens: int, limits: Limits) -> None:

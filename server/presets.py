@@ -21,6 +21,7 @@ from server.schema.common import CHECKED_SAMPLING, PASSED_SAMPLING, GenerationBo
 from server.schema.completions import CompletionBody
 from server.schema.parse import validate
 from server.text.codec import TextCodec
+from server.votes.request import read_vote
 
 NOT_PRESETTABLE = {
     "model", "stream", "stream_options", "request_id", "rid", "user", "vllm_xargs", "cache_salt",
@@ -39,6 +40,7 @@ def check_presets(
     vocab_size: int,
     max_model_len: int,
     facts: ModelFacts = NO_FACTS,
+    max_k: int = 512,
 ) -> None:
     """Refuse at start what no request could use. Raises PresetError."""
     names = set(GenerationBody.model_fields) - NOT_PRESETTABLE | set(PASSED_SAMPLING)
@@ -53,6 +55,8 @@ def check_presets(
         try:
             body = _body_of_any_endpoint(fields)
             refuse_unavailable(fields)
+            if body.voting is not None:
+                read_vote(body.voting, max_k)
             check_common(body, vocab_size)
             if (body.max_tokens or 0) >= max_model_len:
                 raise bad_request(f"'max_tokens' must be below the context of {max_model_len}")

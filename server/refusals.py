@@ -9,9 +9,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from server.errors import bad_request, check_ids, refuse, unavailable
+from server.schema.analysis import StepsBody
 from server.schema.chat import ChatBody
-from server.schema.common import GenerationBody
+from server.schema.common import PASSED_SAMPLING, GenerationBody
 from server.schema.completions import CompletionBody
+from server.schema.fields import Body
 
 STRUCTURED = (
     "structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar",
@@ -21,7 +23,6 @@ BACKENDS = ("auto", "xgrammar", "guidance", "llguidance", "outlines", "lm-format
 
 # name -> what is missing; null and false ask for nothing
 UNAVAILABLE = {
-    "voting": "voting is",
     "thinking_token_budget": "a thinking budget is",
     "custom_logit_processor": "code sent by clients is never executed; it is",
     "lora_path": "name an adapter by its model id; adapter paths are",
@@ -46,12 +47,13 @@ _COMPLETION = set(CompletionBody.model_fields)
 _FOREIGN = {
     ChatBody: (_COMPLETION - _CHAT, "/v1/completions"),
     CompletionBody: (_CHAT - _COMPLETION, "/v1/chat/completions"),
+    StepsBody: ({*_CHAT, *_COMPLETION, *PASSED_SAMPLING, *HANDLED} - set(StepsBody.model_fields), "other endpoints"),
 }
 _ASKS_FOR_NOTHING: tuple[Any, ...] = (None, False, "none", ["text"])
 
 
-def refuse_foreign(fields: Mapping[str, Any], kind: type[GenerationBody]) -> None:
-    """Check a body as sent for fields that belong to the other endpoint."""
+def refuse_foreign(fields: Mapping[str, Any], kind: type[Body]) -> None:
+    """Check a body as sent for fields that belong to another endpoint."""
     names, home = _FOREIGN.get(kind, (set(), ""))
     for name in fields:
         if name in names and not any(fields[name] is one or fields[name] == one for one in _ASKS_FOR_NOTHING):

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from engine.runners.base import Runner
 from server.errors import ApiError
 from server.metrics import Metrics
 from server.text.codec import TextCodec
 from server.text.covers import CoverFinder
+from voting.answers.math_pool import MathPool
+
+if TYPE_CHECKING:
+    from server.votes.scoring.endpoint import RewardEndpoint
 
 VERSION = "0.1.0"
+END_OF_REASONING = ("</think>",)  # as models write it
 
 
 @dataclass
@@ -38,6 +44,12 @@ class ServedModel:
         return frozenset(i for i in (*ids, self.tokenizer.eos_token_id) if i is not None)
 
     @cached_property
+    def end_of_reasoning(self) -> str | None:
+        """What closes the part of an answer that is not the answer. None: this model has no such marker."""
+        known = self.tokenizer.fast
+        return next((one for one in END_OF_REASONING if known.token_to_id(one) is not None), None)
+
+    @cached_property
     def covers(self) -> CoverFinder:
         """The ways to write the end of a prompt. Takes a moment to build, for a large vocabulary a second."""
         codec, pieces = self.tokenizer, self.tokenizer.pieces()
@@ -58,6 +70,7 @@ class Limits:
     choices_per_request: int = 4096  # prompts times n (or best_of)
     echoed_tokens: int = 2**20  # prompt tokens times choices that are listed with their log-probabilities
     traced_tokens: int = 1024  # prompts times choices times tokens with a trace of their sampling, some kB each
+    max_k: int = 512  # samples of one vote
     prompts_in_flight: int = 32  # of one request; the others wait in the server
     allow_chat_template: bool = False
 
@@ -70,6 +83,7 @@ class ServerState:
     api_keys: tuple[str, ...] = ()
     limits: Limits = field(default_factory=Limits)
     cors_origins: tuple[str, ...] = ()
+    scorers: Mapping[str, RewardEndpoint] = field(default_factory=dict)  # of votes, by name
     draining: bool = False
     in_flight: int = 0  # requests between their first byte and the end of their response
     logged_names: set[str] = field(default_factory=set)  # unknown request fields already logged
@@ -82,6 +96,20 @@ class ServerState:
         if len(set(ids)) < len(ids):
             raise ValueError(f"two served models share an id: {', '.join(ids)}")
         self.metrics = Metrics({model.id: model.runner for model in self.models})
+
+    @cached_property
+    def math_pool(self) -> MathPool:
+        """Processes that compare formulas; none runs before somebody asks."""
+        return MathPool()
+
+    async def close(self, grace_s: float = 0.5) -> None:
+        """End what runs beside the event loop. Nobody may ask for anything afterwards."""
+        for model in self.models:
+            await model.runner.close(grace_s)
+        for scorer in self.scorers.values():
+            await scorer.close()
+        if "math_pool" in self.__dict__:
+            await asyncio.to_thread(self.math_pool.close)
 
     def find(self, name: str) -> tuple[ServedModel, str | None]:
         """The model of `name` or `name@preset`, and the preset's name. Raises a 404."""

@@ -12,7 +12,7 @@ from typing import Any
 
 from samplers.contract import SamplerError
 from voting.answers.abstention import judged
-from voting.answers.clusters import Compare, partition
+from voting.answers.clusters import Compare, Partition, partition
 from voting.answers.equivalence import Equivalence
 from voting.answers.extraction import Extraction
 from voting.answers.finders import lists_options
@@ -38,7 +38,27 @@ class Reading:
     extraction: Extraction | None = None  # None: answers are as recorded
     end_of_reasoning: str | None = None
     keep_truncated: bool = False
+    guard_repetition: bool = True
     published: bool = False
+
+    def read(self, sample: Sample, rule: VotingRule, options: bool) -> Sample:
+        """The sample with its answer, marked if it abstains. options: the prompt lists some (`lists_options`)."""
+        if self.extraction is not None:
+            found = self.extraction.answer(
+                rule.answer_text(sample.text), lists_options=options, end_of_reasoning=self.end_of_reasoning
+            )
+            sample = replace(
+                sample,
+                answer=None if found is None else found.answer,
+                option=found is not None and found.option,
+                abstain_reason=None if sample.abstain_reason == "no_answer" else sample.abstain_reason,
+            )
+        if self.published:
+            return replace(sample, answer=sample.answer or "", abstain_reason=None)
+        return judged(sample, keep_truncated=self.keep_truncated, guard_repetition=self.guard_repetition)
+
+    def partition(self, samples: Sequence[Sample]) -> Partition:
+        return partition(samples, self.equivalence, self.compare)
 
 
 @dataclass(frozen=True)
@@ -51,18 +71,13 @@ class Poll:
 
     def read(self, problem: Problem) -> tuple[Sample, ...]:
         """Its samples with their answers, marked where they abstain."""
-        samples = problem.samples
-        if self.reading.extraction is not None:
-            options = lists_options(problem.prompt)
-            samples = tuple(self._extracted(sample, options) for sample in samples)
-        if self.reading.published:
-            return tuple(replace(sample, answer=sample.answer or "", abstain_reason=None) for sample in samples)
-        return tuple(judged(sample, keep_truncated=self.reading.keep_truncated) for sample in samples)
+        options = lists_options(problem.prompt)
+        return tuple(self.reading.read(sample, self.rule, options) for sample in problem.samples)
 
     def hold(self, samples: Sequence[Sample]) -> Outcome:
         """Raises SamplerError for samples that lack what the rule needs, or parameters that do not fit them."""
         values = read_values(self.rule, self.params, len(samples), f"params.{self.rule.name}")
-        found = partition(samples, self.reading.equivalence, self.reading.compare)
+        found = self.reading.partition(samples)
         return hold(samples, found.clusters, self.rule, values, flags=found.flags)
 
     def grade(self, outcome: Outcome, grader: Grader, gold: str) -> float:
@@ -77,21 +92,6 @@ class Poll:
         by_index = {sample.index: sample for sample in outcome.samples}
         firsts = [by_index[outcome.clusters[place].members[0]] for place in winners]
         return sum(grader.right_sample(sample, gold) for sample in firsts) / len(firsts)
-
-    def _extracted(self, sample: Sample, options: bool) -> Sample:
-        assert self.reading.extraction is not None
-        found = self.reading.extraction.answer(
-            self.rule.answer_text(sample.text),
-            lists_options=options,
-            end_of_reasoning=self.reading.end_of_reasoning,
-        )
-        reason = None if sample.abstain_reason == "no_answer" else sample.abstain_reason
-        return replace(
-            sample,
-            answer=None if found is None else found.answer,
-            option=found is not None and found.option,
-            abstain_reason=reason,
-        )
 
 
 def drawn(samples: Sequence[Sample], k: int, seed: int) -> list[Sample]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from server.answers.fold import Folded, end_fields
@@ -91,6 +91,9 @@ class ChatAnswer:
                 end = {"delta": {}, "logprobs": None, **end_fields(event.end)}
                 chunk = self._chunk(folded, {"index": event.choice, **end, **lists})
                 yield self._last(chunk, folded)
+        for progress in step.progress:
+            nothing = {"index": step.prompt, "delta": {}, "logprobs": None, "finish_reason": None}
+            yield self._chunk(folded, nothing) | {"voting_progress": asdict(progress)}
 
     def _shows_empty(self, event: ChoiceEvent) -> bool:
         """One token per chunk was asked for, and this one has no text of its own."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from server.answers.fold import Folded, end_fields
@@ -40,7 +40,7 @@ class CompletionAnswer:
 
     def _chosen(self, folded: Folded) -> Iterator[ChoiceEvent]:
         """The choices to return, renumbered where the best of more were asked for."""
-        made, n = self.plan.job.n, self.plan.n
+        made, n = self.plan.job.shown, self.plan.n
         for prompt in range(len(self.plan.prompts)):
             numbers = range(prompt * made, (prompt + 1) * made)
             candidates = [folded.choices[number] for number in numbers if number in folded.choices]
@@ -107,6 +107,10 @@ class CompletionAnswer:
             if folded.complete and not self.plan.include_usage:
                 chunk |= folded.tell()
             yield chunk
+        for progress in step.progress:
+            nothing = {"index": step.prompt, "text": "", "logprobs": None, "finish_reason": None, "stop_reason": None}
+            usage = folded.usage() if self.plan.continuous_usage else None
+            yield self._frame([nothing], usage) | {"voting_progress": asdict(progress)}
 
     def closing(self, folded: Folded) -> Iterator[dict[str, Any]]:
         """What follows the last choice's end."""

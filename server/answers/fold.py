@@ -11,7 +11,7 @@ from engine.request import TokenScore
 from server.answers.logprobs import FLOOR
 from server.answers.trace import CANDIDATES
 from server.choice import ChoiceEvent, End
-from server.generate import Step
+from server.generate import NO_TOKENS, Step, Tokens
 from server.plan import Plan
 
 
@@ -23,15 +23,20 @@ class Folded:
     choices: dict[int, ChoiceEvent] = field(default_factory=dict)  # by index over all prompts
     prompt_scores: dict[int, list[TokenScore | None]] = field(default_factory=dict)
     cached: dict[int, int] = field(default_factory=dict)
-    completion_tokens: int = 0
+    completion_tokens: int = 0  # of choices that are shown
+    hidden: Tokens = NO_TOKENS
     ended: int = 0
     absent: int = 0  # choices that programs did not find
     programs: dict[int, Mapping[str, Any]] = field(default_factory=dict)  # what programs say, by prompt
+    votes: dict[int, Mapping[str, Any]] = field(default_factory=dict)  # what elections say, by prompt
     told: bool = False  # a chunk has the report
 
     def note(self, step: Step) -> None:
-        """What concerns prompts: scores, cache hits, programs."""
+        """What concerns prompts: scores, cache hits, programs, elections."""
         self.absent += step.absent
+        self.hidden = Tokens(self.hidden.prompt + step.hidden.prompt, self.hidden.completion + step.hidden.completion)
+        if step.vote is not None:
+            self.votes[step.prompt] = step.vote
         if step.report is not None:
             self.programs[step.prompt] = step.report
         self.cached[step.prompt] = max(self.cached.get(step.prompt, 0), step.cached_tokens)
@@ -50,23 +55,24 @@ class Folded:
     def complete(self) -> bool:
         prompts = len(self.plan.prompts)
         reported = self.plan.chain.program is None or len(self.programs) == prompts
-        return reported and self.ended + self.absent == prompts * self.plan.job.n
+        return reported and self.ended + self.absent == prompts * self.plan.job.shown
 
     @property
     def listed(self) -> int:
         """How many probabilities the response lists, about."""
         job = self.plan.job
         k = max((request.logprobs or 0 for request in job.requests), default=0)
-        prompts = sum(map(len, self.prompt_scores.values())) * job.n
+        prompts = sum(map(len, self.prompt_scores.values())) * job.shown
         traced = 2 * CANDIDATES * (1 + len(self.plan.chain.stages)) * sum(len(c.traces) for c in self.choices.values())
         return traced + (1 + k) * (prompts + sum(len(choice.entries) for choice in self.choices.values()))
 
     def usage(self) -> dict[str, Any]:
-        prompt = sum(len(one.ids) for one in self.plan.prompts)
+        prompt = sum(len(one.ids) for one in self.plan.prompts) + self.hidden.prompt
+        completion = self.completion_tokens + self.hidden.completion
         return {
             "prompt_tokens": prompt,
-            "completion_tokens": self.completion_tokens,
-            "total_tokens": prompt + self.completion_tokens,
+            "completion_tokens": completion,
+            "total_tokens": prompt + completion,
             "prompt_tokens_details": {"cached_tokens": sum(self.cached.values())},
             "completion_tokens_details": {"reasoning_tokens": 0},
         }
@@ -83,7 +89,7 @@ class Folded:
             "sampler": self.plan.sampler_report,
             **order,
             "spec_decode": False,
-            "voting": None,
+            "voting": self._by_prompt(self.votes) if self.votes else None,
             "experiment": None,
             "seed": self.plan.seed,
             **({} if self.plan.boundary is None else {"prompt_boundary": self.plan.boundary}),
@@ -91,11 +97,13 @@ class Folded:
         }
 
     def _program(self) -> dict[str, Any]:
-        """What the programs say: an object, or a list of them where there are several prompts."""
-        if self.plan.chain.program is None:
-            return {}
-        reports = [self.programs.get(prompt) for prompt in range(len(self.plan.prompts))]
-        return {"program": reports[0] if len(reports) == 1 else reports}
+        """What the programs say."""
+        return {} if self.plan.chain.program is None else {"program": self._by_prompt(self.programs)}
+
+    def _by_prompt(self, said: Mapping[int, Mapping[str, Any]]) -> Any:
+        """An object, or a list of them where there are several prompts."""
+        reports = [said.get(prompt) for prompt in range(len(self.plan.prompts))]
+        return reports[0] if len(reports) == 1 else reports
 
 
 async def fold(plan: Plan, steps: AsyncIterable[Step]) -> Folded:

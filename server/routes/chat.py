@@ -15,6 +15,7 @@ from server.prompt_boundary import cover_prompts
 from server.prompts import chat_prompt, truncation
 from server.routes.common import respond, state_of
 from server.schema.chat import ChatBody
+from server.votes.prompting import chat_problem, instructed_chat
 
 router = APIRouter()
 
@@ -29,7 +30,8 @@ async def chat_completions(request: Request) -> Response:
     named = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
     wanted = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
     cut = truncation(body, model, wanted)
-    prompt = await chat_prompt(model, body, state.limits, model.runner.max_model_len, cut)
+    shown = body if call.vote is None else instructed_chat(body, call.vote)
+    prompt = await chat_prompt(model, shown, state.limits, model.runner.max_model_len, cut)
     top = (body.top_logprobs or 0) if body.logprobs else None
     default = model.generation_defaults.get("max_new_tokens")
     plan = make_plan(
@@ -45,6 +47,7 @@ async def chat_completions(request: Request) -> Response:
         coverings=await cover_prompts(
             model, body.prompt_boundary, [prompt], open_end=bool(body.continue_final_message)
         ),
+        problems=[] if call.vote is None else [chat_problem(model, body, state.limits)],
     )
     last = body.messages[-1]
     answer = ChatAnswer(

@@ -16,6 +16,7 @@ from server.prompts import completion_prompts, truncation
 from server.routes.common import respond, state_of
 from server.schema.completions import CompletionBody
 from server.state import Limits
+from server.votes.prompting import completion_problems, instructed_completion
 
 router = APIRouter()
 DEFAULT_MAX_TOKENS = 16
@@ -29,8 +30,9 @@ async def completions(request: Request) -> Response:
     body, model = call.body, call.model
     _check(body, state.limits)
     echo = bool(body.echo)
+    shown = body if call.vote is None else instructed_completion(body, call.vote)
     prompts = await completion_prompts(
-        model, body, model.runner.max_model_len, truncation(body, model, body.max_tokens or DEFAULT_MAX_TOKENS)
+        model, shown, model.runner.max_model_len, truncation(body, model, body.max_tokens or DEFAULT_MAX_TOKENS)
     )
     # an echo with logprobs lists the prompt's tokens as well
     scored = [k for k in (body.prompt_logprobs, body.logprobs if echo else None) if k is not None]
@@ -48,6 +50,7 @@ async def completions(request: Request) -> Response:
         echo=echo,
         # without a token to generate nothing depends on how the prompt's end is written
         coverings=await cover_prompts(model, body.prompt_boundary if body.max_tokens != 0 else None, prompts),
+        problems=[] if call.vote is None else completion_problems(model, body, prompts),
     )
     answer = CompletionAnswer(
         plan=plan,

@@ -14,7 +14,6 @@ from voting.contract import VOTING_RULES, VotingRule
 from voting.rule import read_values
 from voting.stopping.watch import Stop, read_stop
 
-MAX_K = 512
 _SCALARS = (
     Param("on_truncated", str, "abstain", choices=("abstain", "keep")),
     Param("guard_repetition", bool, True),
@@ -77,23 +76,31 @@ class VoteRequest:
         }
 
 
-def read_vote(value: Mapping[str, Any], max_k: int = MAX_K, path: str = "voting") -> VoteRequest:
+def read_vote(value: Mapping[str, Any], max_k: int, path: str = "voting") -> VoteRequest:
     """null stands for a default. Raises SamplerError with a dotted path."""
     given = {name: part for name, part in value.items() if part is not None and name not in _FOUND_BY_VOTES}
     for name in given:
         if name not in _FIELDS:
-            raise SamplerError(f"'{path}.{name}' is not a field of a vote; known: {', '.join(_FIELDS)}", f"{path}.{name}")
+            raise SamplerError(
+                f"'{path}.{name}' is not a field of a vote; known: {', '.join(_FIELDS)}", f"{path}.{name}"
+            )
     name = given.get("rule", "sc")
     if not isinstance(name, str):
         raise SamplerError(f"'{path}.rule' must be the name of a voting rule", f"{path}.rule")
     rule = VOTING_RULES.get(name, f"{path}.rule")
     stop = read_stop(_asked(given.get("stop")), f"{path}.stop")
     usual = stop.rule.default_samples or rule.default_samples
-    samples = int(Param("samples", int, min(usual, max_k), low=1, high=max_k).check(given.get("samples", usual), f"{path}.samples"))
+    samples = int(
+        Param("samples", int, min(usual, max_k), low=1, high=max_k).check(
+            given.get("samples", usual), f"{path}.samples"
+        )
+    )
     params = given.get("params", {})
     if not isinstance(params, Mapping):
         raise SamplerError(f"'{path}.params' must be an object", f"{path}.params")
-    scalars = {param.name: param.check(given.get(param.name, param.neutral), f"{path}.{param.name}") for param in _SCALARS}
+    scalars = {
+        param.name: param.check(given.get(param.name, param.neutral), f"{path}.{param.name}") for param in _SCALARS
+    }
     answers = {"extract": given.get("extract", "auto"), "equiv": given.get("equiv", "exact")}
     return VoteRequest(
         rule=rule,

@@ -8,6 +8,7 @@ from typing import Any
 
 from samplers.contract import SamplerError
 from voting.stopping.contract import STOPPING_RULES, Label, StoppingRule
+from voting.stopping.fixed import Fixed
 
 
 class Watch:
@@ -56,6 +57,11 @@ class Stop:
 
     rule: StoppingRule
     values: Mapping[str, Any]
+
+    @property
+    def never_fires(self) -> bool:
+        """There is nothing to be fed."""
+        return isinstance(self.rule, Fixed)
 
     @property
     def needs(self) -> frozenset[str]:

@@ -23,7 +23,8 @@ class InstalledScorer:
         done: Future[Scores] = Future()
 
         def work() -> None:
-            done.set_running_or_notify_cancel()  # from here on it cannot be cancelled, only left alone
+            if not done.set_running_or_notify_cancel():  # from here on it cannot be cancelled, only left alone
+                return
             try:
                 done.set_result(Scores(tuple(ask(self.scorer, problem.text, texts))))
             except BaseException as error:  # it must not end the event loop, whatever it is

@@ -1,0 +1,77 @@
+"""One choice on its way from text events to a sample. Keeps of its log-probabilities only what its vote reads."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from server.choice import ChoiceEvent
+from voting.contract import Sample
+from voting.token_statistics import confidences, entropies
+
+FAILED = "failed"  # why a choice abstains that the engine could not finish
+
+
+class Growing:
+    """Is given every event of one choice. Lives in the event loop."""
+
+    def __init__(self, index: int, needs: frozenset[str], top: int | None, *, listed: bool) -> None:
+        """needs, top: of the vote. listed: the answer shows log-probabilities, should this choice be elected."""
+        self.index = index
+        self.tokens = 0
+        self._needs = needs
+        self._top = top
+        self._listed = listed
+        self._events: list[ChoiceEvent] = []
+        self._entropies: list[float] = []
+        self._confidences: list[float] = []
+
+    def add(self, event: ChoiceEvent) -> None:
+        if self._top is not None and event.scores:
+            rows = [[logprob for _, logprob in score.top[: self._top]] for score in event.scores]
+            if "entropies" in self._needs:
+                self._entropies += entropies(rows).tolist()
+            if "confidences" in self._needs:
+                self._confidences += confidences(rows).tolist()
+        self.tokens += len(event.token_ids)
+        self._events.append(replace(event, scores=[], entries=event.entries if self._listed else []))
+
+    def shown(self, number: int, *, whole: bool) -> list[ChoiceEvent]:
+        """Its events as those of choice `number` of the response; `whole`: as one."""
+        events = [self._merged()] if whole else self._events
+        return [replace(event, choice=number) for event in events]
+
+    def sample(self) -> Sample:
+        """What the finished choice brings into the vote, its answer not yet looked for."""
+        event = self._merged()
+        end = event.end
+        assert end is not None
+        failed = end.failure is not None
+        return Sample(
+            self.index,
+            event.text,
+            token_ids=tuple(event.token_ids),
+            n_tokens=self.tokens,
+            mean_logprob=end.cumulative_logprob / self.tokens if self.tokens and not failed else None,
+            finish_reason=end.reason,
+            abstain_reason=FAILED if failed else end.details.get("ended_early"),
+            weight=_weight(end.details),
+            entropies=self._known("entropies", self._entropies),
+            confidences=self._known("confidences", self._confidences),
+        )
+
+    def _merged(self) -> ChoiceEvent:
+        merged = ChoiceEvent(self.index)
+        for event in self._events:
+            merged.absorb(event)
+        return merged
+
+    def _known(self, need: str, values: Sequence[float]) -> tuple[float, ...] | None:
+        return tuple(values) if need in self._needs else None
+
+
+def _weight(details: Mapping[str, object]) -> float:
+    """What a sampler that weighs its samples says of this one."""
+    weight = details.get("tree_weight", 1.0)
+    assert isinstance(weight, (int, float))
+    return float(weight)

@@ -1,0 +1,74 @@
+"""Asks the served model to judge samples: one greedy answer to a question that a voting rule has written."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import cast
+
+from engine.request import DecodeRequest, FinishReason, Output
+from samplers.chain import resolve
+from server.errors import internal, overloaded, too_long
+from server.generate import Tokens
+from server.state import ServedModel
+from voting.judge import MAX_TOKENS
+
+
+@dataclass(frozen=True)
+class Reply:
+    text: str
+    tokens: Tokens  # what the question and its answer had
+
+
+async def consult(model: ServedModel, question: str, request: DecodeRequest) -> Reply:
+    """`request` is the one whose samples are judged. Raises a 400 where the question is longer than the context."""
+    codec, runner = model.tokenizer, model.runner
+    ids = await _encoded(model, question)
+    room = runner.max_model_len - len(ids)
+    if room < 1:
+        raise too_long(
+            f"the judge would have to read {len(ids)} tokens, and the context has {runner.max_model_len}",
+            "voting.samples",
+        )
+    asked = DecodeRequest(
+        id=f"{request.id}-judge",
+        prompt_ids=tuple(ids),
+        chain=resolve({"temperature": 0.0}, runner.vocab_size, runner.facts),
+        seed=request.seed,
+        max_tokens=min(MAX_TOKENS, room),
+        eos_token_ids=model.eos_token_ids,
+        priority=request.priority,
+        cache_salt=request.cache_salt,
+    )
+    said: list[int] = []
+    async with aclosing(cast(AsyncGenerator[Output], runner.submit(asked))) as outputs:
+        async for output in outputs:
+            delta = output.deltas.get(0)
+            if delta is None:
+                continue
+            said += delta.token_ids
+            if delta.finish is not None:
+                if delta.finish.reason is FinishReason.ERROR:
+                    raise internal()
+                if delta.finish.reason is FinishReason.ABORT:
+                    raise overloaded("the request was ended by the server")
+                shown = [token for token in said if token not in codec.special_ids]
+                return Reply(codec.decode(shown), Tokens(len(ids), len(said)))
+    raise overloaded("the request was ended by the server")
+
+
+async def _encoded(model: ServedModel, question: str) -> list[int]:
+    """As a conversation where the model has a template for one."""
+    codec = model.tokenizer
+    if codec.chat_template is not None:
+        text = codec.render_chat(
+            [{"role": "user", "content": question}],
+            add_generation_prompt=True,
+            continue_final_message=False,
+            options={},
+        )
+        (encoded,) = await codec.encode_all([text], False)
+    else:
+        (encoded,) = await codec.encode_all([question], True)
+    return list(encoded.ids)

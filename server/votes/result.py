@@ -1,0 +1,64 @@
+"""A vote that has been held, as `drafthouse.voting` reports it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from server.votes.endings import label
+from server.votes.request import VoteRequest
+from voting.answers.clusters import NOT_TRANSITIVE
+from voting.contract import Sample
+from voting.outcome import Outcome, hold
+from voting.poll import Reading
+from voting.stopping.watch import Watch, read_stop
+
+NOT_IID = "not_iid"  # samples depend on each other
+
+
+@dataclass(frozen=True)
+class Result:
+    """The outcome, and what follows from the samples besides it."""
+
+    outcome: Outcome
+    stop: Mapping[str, Any]  # what became of the stopping rule
+    cert: Mapping[str, Any] | None  # None: samples depend on each other, or it means nothing for other reasons
+    used: int  # samples that were looked at; the answer may be taken from fewer
+
+    def report(self, vote: VoteRequest) -> dict[str, Any]:
+        """Finite JSON."""
+        said = {**vote.report(), **self.outcome.report()}
+        said |= {"used_samples": self.used, "stop": {**said["stop"], **self.stop}, "cert": self.cert}
+        return said | ({"sample_records": self.outcome.records()} if vote.return_samples else {})
+
+
+def decide(
+    vote: VoteRequest, samples: Sequence[Sample], reading: Reading, watch: Watch, flags: Sequence[str]
+) -> Result:
+    """Raises SamplerError for samples that lack what the rule needs. Takes a while: fits, and comparisons of answers.
+
+    samples: read, and at least one. watch: has been fed all of them, unless its rule never fires.
+    """
+    found = reading.partition(samples)
+    flags = (*flags, *found.flags)
+    basis = watch.basis if watch.fired else range(len(samples))
+    counted = [samples[place] for place in basis]
+    outcome = hold(
+        counted, found.clusters, vote.rule, vote.values, use_sample_weights=vote.use_sample_weights, flags=flags
+    )
+    said = watch.report()
+    cert = said.pop("cert", None)
+    if cert is None:
+        labels = ((label(sample, found.clusters), 1.0) for sample in samples)
+        cert = read_stop("mode_cert").over(labels).report()["cert"]
+    for one in (cert, said.get("heuristic")):
+        if one is not None:
+            one["target"] = _cluster_of(one["target"], outcome)
+    void = NOT_IID in flags or NOT_TRANSITIVE in flags or any(sample.weight != 1 for sample in samples)
+    return Result(outcome, said, None if void else cert, len(samples))
+
+
+def _cluster_of(member: int | None, outcome: Outcome) -> int | None:
+    """Place of the cluster that a sample is in. None: in none."""
+    return next((place for place, cluster in enumerate(outcome.clusters) if member in cluster.members), None)
