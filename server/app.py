@@ -16,7 +16,8 @@ from server import document
 from server.boundary import Envelope, Gate
 from server.errors import ApiError, bad_request
 from server.presets import check_presets
-from server.routes import chat, completions, models, ops, tokenize
+from server.routes import analysis, chat, completions, models, ops, tokenize
+from server.schema.analysis import StepsBody
 from server.schema.chat import ChatBody
 from server.schema.completions import CompletionBody
 from server.schema.tokenize import DetokenizeBody, TokenizeBody
@@ -27,7 +28,14 @@ def create_app(state: ServerState) -> FastAPI:
     """The application over a state. Raises PresetError if a preset could never be used."""
     for model in state.models:
         runner = model.runner
-        check_presets(model.presets, model.tokenizer, runner.vocab_size, runner.max_model_len, runner.facts)
+        check_presets(
+            model.presets,
+            model.tokenizer,
+            runner.vocab_size,
+            runner.max_model_len,
+            runner.facts,
+            state.limits.max_k,
+        )
     app = FastAPI(
         title="Drafthouse",
         version=VERSION,
@@ -35,13 +43,13 @@ def create_app(state: ServerState) -> FastAPI:
         redirect_slashes=False,
     )
     app.state.server = state
-    routers = [module.router for module in (chat, completions, models, tokenize, ops)]
+    routers = [module.router for module in (chat, completions, analysis, models, tokenize, ops)]
     for router in routers:
         app.include_router(router)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _invalid)
     names = [name for model in state.models for name in listed_ids(model)]
-    document.install(app, [ChatBody, CompletionBody, TokenizeBody, DetokenizeBody], names)
+    document.install(app, [ChatBody, CompletionBody, StepsBody, TokenizeBody, DetokenizeBody], names)
     app.add_middleware(Gate, state=state)  # the last added is the outermost
     if state.cors_origins:
         app.add_middleware(

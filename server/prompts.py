@@ -9,6 +9,7 @@ from typing import Any
 
 from server.errors import bad_request, check_ids, refuse, too_long, unavailable
 from server.offload import offload
+from server.schema.analysis import StepsBody
 from server.schema.chat import ChatBody, ConversationBody, Message, ToolCall
 from server.schema.common import GenerationBody
 from server.schema.completions import CompletionBody
@@ -85,6 +86,18 @@ async def completion_prompts(model: ServedModel, body: CompletionBody, room: int
             return [_id_prompt(model, ids, "prompt", cut)]
         case lists:
             return [_id_prompt(model, ids, f"prompt[{at}]", cut) for at, ids in enumerate(lists)]
+
+
+async def analysed_prompt(model: ServedModel, body: StepsBody, limits: Limits, room: int) -> PromptInput:
+    """The prompt of an analysis: text, ids or a conversation. `room` is the longest that can be served."""
+    match body.prompt:
+        case None:
+            return await chat_prompt(model, body, limits, room, None)
+        case str(text):
+            (prompt,) = await _text_prompts(model, {"prompt": text}, body.add_special_tokens is not False, room, None)
+            return prompt
+        case ids:
+            return _id_prompt(model, ids, "prompt", None)
 
 
 async def _text_prompts(

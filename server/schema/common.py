@@ -20,7 +20,9 @@ from server.schema.fields import (
     Int,
     Int64,
     Number,
+    Priority,
     RequestId,
+    Salt,
     Stops,
     Text,
     TokenId,
@@ -99,8 +101,8 @@ class GenerationBody(Body):
     return_tokens_as_token_ids: Flag | None = None
     return_sampler_trace: Flag | None = None
     stream_interval: Count | None = None
-    priority: Annotated[int, Field(ge=-(2**31), le=2**31 - 1), WHOLE] | None = None
-    cache_salt: Annotated[Text, Field(min_length=1)] | None = None
+    priority: Priority | None = None
+    cache_salt: Salt | None = None
     vllm_xargs: dict[Text, Any] | None = None
     use_beam_search: Flag | None = None
     length_penalty: Number | None = None

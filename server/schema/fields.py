@@ -80,6 +80,8 @@ TokenId = Annotated[int, Field(ge=0), WHOLE]
 TokenKey = Annotated[str, Field(max_length=20)]  # a token id as a JSON key
 Count = Annotated[int, Field(ge=1), WHOLE]
 Cut = Annotated[int, Field(ge=-1), WHOLE, AfterValidator(_not_zero)]  # tokens to keep; -1: as many as fit
+Priority = Annotated[int, Field(ge=-(2**31), le=2**31 - 1), WHOLE]
+Salt = Annotated[Text, Field(min_length=1)]
 RequestId = Annotated[Text, AfterValidator(_printable)]
 _StopString = Annotated[str, Field(min_length=1, max_length=MAX_STOP_LENGTH)]
 Stops = Annotated[

@@ -26,19 +26,12 @@ class LastMatch:
         group.
         """
         where = f"{path}.regex"
-        if len(regex) > LONGEST:
-            raise SamplerError(f"'{where}' is longer than {LONGEST} characters", where)
+        groups = compiled(regex, where).groups
         try:
-            groups = _compiled(regex).groups
-            try:
-                self._covering = _compiled(_COVERED.format(regex))
-            except re2.error:  # `regex` ends within \Q
-                self._covering = _compiled(_COVERED.format(regex + r"\E"))
-        except (re2.error, UnicodeEncodeError) as error:
-            reason = error.args[0].decode(errors="replace") if isinstance(error, re2.error) else "unpaired surrogate"
-            raise SamplerError(f"'{where}' is no regular expression of RE2: {reason}", where) from error
-        if self._covering.programsize > _MOST_INSTRUCTIONS:
-            raise SamplerError(f"'{where}' is too large", where)
+            self._covering = _parsed(_COVERED.format(regex), where)
+        except SamplerError:  # `regex` ends within \Q
+            self._covering = _parsed(_COVERED.format(regex + r"\E"), where)
+        _check_size(self._covering, where)
         self._group = min(groups, 1) if group is None else group
         if self._group > groups:
             raise SamplerError(f"'{path}.group' must be at most {groups}, the groups of the regex", f"{path}.group")
@@ -53,7 +46,26 @@ class LastMatch:
         return data[start:end].decode(errors="replace")  # \C can tear characters
 
 
-def _compiled(regex: str) -> re2._Regexp:
+def compiled(regex: str, where: str) -> re2._Regexp:
+    """An expression of RE2, which takes a time linear in the text for each search. Raises SamplerError, naming the
+    field `where`, for what is none or too large."""
+    if len(regex) > LONGEST:
+        raise SamplerError(f"'{where}' is longer than {LONGEST} characters", where)
+    expression = _parsed(regex, where)
+    _check_size(expression, where)
+    return expression
+
+
+def _parsed(regex: str, where: str) -> re2._Regexp:
     options = re2.Options()
     options.log_errors, options.max_mem = False, _MEMORY_BYTES
-    return re2.compile(regex, options)
+    try:
+        return re2.compile(regex, options)
+    except (re2.error, UnicodeEncodeError) as error:
+        reason = error.args[0].decode(errors="replace") if isinstance(error, re2.error) else "unpaired surrogate"
+        raise SamplerError(f"'{where}' is no regular expression of RE2: {reason}", where) from error
+
+
+def _check_size(expression: re2._Regexp, where: str) -> None:
+    if expression.programsize > _MOST_INSTRUCTIONS:
+        raise SamplerError(f"'{where}' is too large", where)
