@@ -78,7 +78,12 @@ def test_c110_what_the_runner_lacks(raw: httpx.Client) -> None:
 
 
 def test_c111_voting(raw: httpx.Client) -> None:
-    refused(post_chat(raw, voting={"rule": "majority", "samples": 4}), "voting", code="unsupported_by_runner")
+    plain = post_chat(raw, n=4, seed=3).json()
+    answer = post_chat(raw, voting={"samples": 4}, seed=3).json()
+    assert len(answer["choices"]) == 1
+    assert answer["usage"]["completion_tokens"] == plain["usage"]["completion_tokens"]
+    refused(post_chat(raw, voting={"samples": 4}, n=2), "n")
+    refused(post_chat(raw, voting={"rule": "majority"}), "voting.rule")
     refused(post_chat(raw, voting="majority"), "voting")
 
 
@@ -184,4 +189,4 @@ def test_c117_vllm_xargs(client: openai.OpenAI, raw: httpx.Client) -> None:
     refused(post_chat(raw, vllm_xargs={"sampler": item}, sampler=item), "vllm_xargs.sampler")
     refused(post_chat(raw, vllm_xargs={"sampler": "{"}), "vllm_xargs.sampler")
     refused(post_chat(raw, vllm_xargs={"colour": 3}), "vllm_xargs.colour")
-    refused(post_chat(raw, vllm_xargs={"voting": '{"rule": "x"}'}), "voting")
+    refused(post_chat(raw, vllm_xargs={"voting": '{"rule": "x"}'}), "voting.rule")

@@ -135,7 +135,7 @@ def test_c41_unknown_extras(client: openai.OpenAI, raw: httpx.Client) -> None:
     ("field", "value"),
     [
         ("thinking_token_budget", 5), ("custom_logit_processor", "x"), ("lora_path", "x"),
-        ("return_hidden_states", True), ("voting", {"rule": "majority"}), ("typical_p", 1.5), ("mirostat_tau", -3),
+        ("return_hidden_states", True), ("typical_p", 1.5), ("mirostat_tau", -3),
         ("modalities", ["audio"]), ("audio", {}), ("chat_template", "{{ 1 }}"), ("functions", []),
         ("retrieval", {}), ("routing", {}), ("experiment", "x"), ("experiment", 0), ("top_a", 1.5), ("tfs", 0),
         ("top_h", "x"), ("smoothing_factor", -1), ("repetition_last_n", -4), ("trie_scope", "server"),
