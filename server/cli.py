@@ -381,10 +381,11 @@ def bench_voting(
 
 
 def _quiet_libraries() -> None:
-    """Their progress bars and advice are for people who call them directly."""
+    """Their progress bars and advice are for people who call them directly, and addresses may hold secrets."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    logging.getLogger("httpx").setLevel(logging.WARNING)  # it logs the address of every call
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()

@@ -16,5 +16,6 @@ class Problem:
 
     text: str  # of a conversation, what its messages say
     messages: Sequence[Mapping[str, Any]] | None = None  # None: it is no conversation
+    continued: bool = False  # samples go on with the last message instead of beginning one
     # the prompt of the next attempt; raises a 400 where it does not fit into the context
     follow: Callable[[Chain], Awaitable[PromptInput]] | None = field(default=None, repr=False, compare=False)

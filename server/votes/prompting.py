@@ -51,7 +51,7 @@ def chat_problem(model: ServedModel, body: ChatBody, limits: Limits) -> Problem:
     said = [(message.role, message.text() or "") for message in body.messages]
     text = said[0][1] if len(said) == 1 else GAP.join(f"{role}: {content}" for role, content in said)
     messages = [message.model_dump(exclude_none=True) | {"content": message.text()} for message in body.messages]
-    return Problem(text, messages, follow)
+    return Problem(text, messages, bool(body.continue_final_message), follow)
 
 
 def completion_problems(model: ServedModel, body: CompletionBody, prompts: Sequence[PromptInput]) -> list[Problem]:
@@ -67,4 +67,4 @@ def _completion_problem(model: ServedModel, body: CompletionBody, prompt: Prompt
         (longer,) = await completion_prompts(model, body.model_copy(update=asked), model.runner.max_model_len, None)
         return longer
 
-    return Problem(text, None, follow)
+    return Problem(text, follow=follow)

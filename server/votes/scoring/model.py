@@ -79,19 +79,19 @@ class ModelScorer:
         codec = self.model.tokenizer
         ids: list[int] = []
         if self.condition == "prompt" and problem.messages is not None and codec.chat_template is not None:
-            ids = (await codec.encode(await self._rendered(problem.messages), False)).ids
+            ids = (await codec.encode(await self._rendered(problem.messages, problem.continued), False)).ids
         elif self.condition == "prompt":
             ids = (await codec.encode(problem.text, True)).ids
         return ids or ([] if codec.bos_token_id is None else [codec.bos_token_id])
 
-    async def _rendered(self, messages: Sequence[Mapping[str, Any]]) -> str:
+    async def _rendered(self, messages: Sequence[Mapping[str, Any]], continued: bool) -> str:
         try:
             return await offload(
                 MESSAGE_SIZE * len(messages),
                 self.model.tokenizer.render_chat,
                 messages,
-                add_generation_prompt=True,
-                continue_final_message=False,
+                add_generation_prompt=not continued,
+                continue_final_message=continued,
                 options={},
             )
         except TemplateError as error:

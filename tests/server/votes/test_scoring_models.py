@@ -35,6 +35,8 @@ OTHER = "acme/hash-b"
 TEXTS = ["So it is 7. #### 7", "Grüße, 😀", "x", "no"]
 CHAT = Problem("How many?", [{"role": "system", "content": "Count."}, {"role": "user", "content": "How many?"}])
 PLAIN = Problem("How many? ")
+PAGE_SIZE = 16  # tokens
+SETTINGS = {"max_model_len": 256, "draft_model": DRAFT, "threads": 1, "replay": False, "page_size": PAGE_SIZE}
 QUESTION = [{"role": "user", "content": "Mia has 7 apples. She buys 5 more. How many apples does Mia have now?"}]
 
 
@@ -117,6 +119,15 @@ async def test_behind_the_prompt_of_the_scorers_own_template() -> None:
         before = codec.encode_plain(prompt)
         expected = [by_hand(runner, before, codec.encode_plain(text)) / len(codec.encode_plain(text)) for text in TEXTS]
         assert await scores(state, asked("prompt", "token"), problem, TEXTS) == pytest.approx(expected, rel=1e-12)
+
+
+async def test_a_message_that_samples_continue_is_not_closed() -> None:
+    state, runner = state_with(codec_with())
+    messages = [{"role": "user", "content": "How many?"}, {"role": "assistant", "content": "So it"}]
+    problem = Problem("", messages, continued=True)
+    await scores(state, asked("prompt"), problem, [" is 7.", " is 8."])
+    texts = [state.models[1].tokenizer.decode(request.prompt_ids) for request in runner.requests]
+    assert [text[-22:] for text in texts] == ["assistant|>So it is 7.", "assistant|>So it is 8."]
 
 
 async def test_a_scorer_without_a_template_reads_the_plain_text() -> None:
@@ -274,7 +285,7 @@ async def test_an_overloaded_model_is_the_requests_affair() -> None:
 
 @pytest.fixture(scope="module")
 def embedded() -> Iterator[ServerState]:
-    state = build_state(load_config({"max_model_len": 256, "draft_model": DRAFT, "threads": 1, "replay": False}, {}))
+    state = build_state(load_config(SETTINGS, {}))
     yield state
     asyncio.run(state.close())
 
@@ -332,3 +343,13 @@ async def test_scores_of_another_model_whatever_is_read_beside_them(embedded: Se
     assert together == pytest.approx(in_turn, abs=1e-5)
     assert together[1:] == pytest.approx([one for one, _ in by_pairs], abs=1e-5)
     assert together != pytest.approx(await scores(embedded, asked(condition, "byte", TARGET), CHAT, texts), abs=1e-2)
+
+
+async def test_the_prompt_of_a_vote_is_read_once(embedded: ServerState) -> None:
+    runner = embedded.models[1].runner
+    problem = Problem("How many are there? " * 16)
+    before = runner.stats().cached_prompt_tokens
+    for _ in range(2):  # votes find nothing of each other
+        await scores(embedded, asked("prompt", "byte", DRAFT), problem, TEXTS)
+    pages = len(embedded.models[1].tokenizer.encode_plain(problem.text)) // PAGE_SIZE
+    assert pages and runner.stats().cached_prompt_tokens - before == 2 * (len(TEXTS) - 1) * pages * PAGE_SIZE
