@@ -193,7 +193,8 @@ async def _drawn(
                 step.cached_tokens = start.cached_tokens  # what weighing has left there is no saving
                 yield step
 
-    async with aclosing(_merge([gated(part) for part in start.parts])) as steps:
+    parts = [replace(part, first=first + part.first) for part in start.parts]
+    async with aclosing(_merge([gated(part) for part in parts])) as steps:
         async for step in steps:
             yield step
 

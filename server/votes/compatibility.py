@@ -40,6 +40,11 @@ def check_vote(
         refuse(f"'{chain.program.name}' makes all its choices together: it excludes stopping rules", "voting.stop")
     if vote.stop.rule.needs_iid and depends(vote, chain):
         refuse(f"'{vote.stop.rule.name}' needs samples that do not depend on each other", "voting.stop", NOT_IID)
+    if vote.at_once is not None and (chain.program is not None or DRAWS.get(chain.draw.name).shared_noise):
+        name = chain.draw.name if chain.program is None else chain.program.name
+        refuse(f"'{name}' makes all samples together: it excludes 'voting.at_once'", "voting.at_once")
+    if vote.at_once is not None and drawing is Drawing.CHAINED:
+        refuse(f"'{vote.rule.name}' draws one sample after the other: 'at_once' has no effect", "voting.at_once")
     if vote.reallocate and vote.stop.never_fires and chain.program is None:
         refuse("'voting.reallocate' has no effect without a stopping rule: nothing is left over", "voting.reallocate")
     if "scores" in vote.rule.needs(vote.values):

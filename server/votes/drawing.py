@@ -38,17 +38,32 @@ class Source:
     def steps(self, draw: Draw) -> AsyncGenerator[Step]:
         match self.vote.rule.drawing(self.vote.values):
             case Drawing.INDEPENDENT:
-                return draw(self.request, self.first)
+                return self._in_waves(self.request, self.first, draw)
             case Drawing.SCREENED:
                 return self._screened(draw)
             case Drawing.CHAINED:
                 return self._chained(draw)
 
+    async def _in_waves(self, request: DecodeRequest, first: int, draw: Draw) -> AsyncGenerator[Step]:
+        """No more samples at once than the vote allows: the next wave begins when the one before has finished."""
+        size = self.vote.at_once or request.n
+        for begin in range(0, request.n, size):
+            wave = replace(
+                request,
+                id=f"{request.id}-{begin}" if size < request.n else request.id,
+                n=min(size, request.n - begin),
+                first_choice=request.first_choice + begin,
+                prompt_logprobs=None if begin else request.prompt_logprobs,
+            )
+            async with aclosing(draw(wave, first + begin)) as steps:
+                async for step in steps:
+                    yield step
+
     async def _screened(self, draw: Draw) -> AsyncGenerator[Step]:
         rule, values, request = self.vote.rule, self.vote.values, self.request
         assert isinstance(rule, Screening)
         warm = values["warmup"]
-        async with aclosing(draw(replace(request, id=f"{request.id}-warmup", n=warm), 0)) as steps:
+        async with aclosing(self._in_waves(replace(request, id=f"{request.id}-warmup", n=warm), 0, draw)) as steps:
             async for step in steps:
                 yield step
         if warm == request.n:
@@ -60,7 +75,7 @@ class Source:
             return ConfidenceWatch(TraceMonitor(values["window"], least), values["topk"])
 
         late = replace(request, n=request.n - warm, first_choice=request.first_choice + warm, watch=watch)
-        async with aclosing(draw(replace(late, prompt_logprobs=None), warm)) as steps:
+        async with aclosing(self._in_waves(replace(late, prompt_logprobs=None), warm, draw)) as steps:
             async for step in steps:
                 yield step
 

@@ -21,7 +21,7 @@ _SCALARS = (
     Param("return_samples", bool, False),
     Param("reallocate", bool, False),
 )
-_FIELDS = ("rule", "samples", "extract", "equiv", "stop", "params", *(param.name for param in _SCALARS))
+_FIELDS = ("rule", "samples", "at_once", "extract", "equiv", "stop", "params", *(param.name for param in _SCALARS))
 # what a response says about a vote; a request that repeats it means the vote
 _FOUND_BY_VOTES = frozenset(
     (
@@ -47,6 +47,7 @@ class VoteRequest:
     guard_repetition: bool
     use_sample_weights: bool
     return_samples: bool
+    at_once: int | None  # samples that are drawn at the same time, at most; None: all
     reallocate: bool  # samples that a prompt leaves over go to others of its request
     given: Mapping[str, Any] = field(repr=False)  # `extract` and `equiv` as a request says them
 
@@ -72,6 +73,7 @@ class VoteRequest:
             "guard_repetition": self.guard_repetition,
             "use_sample_weights": self.use_sample_weights,
             "return_samples": self.return_samples,
+            "at_once": self.at_once,
             "reallocate": self.reallocate,
         }
 
@@ -95,6 +97,9 @@ def read_vote(value: Mapping[str, Any], max_k: int, path: str = "voting") -> Vot
             given.get("samples", usual), f"{path}.samples"
         )
     )
+    at_once = given.get("at_once")
+    if at_once is not None:
+        at_once = Param("at_once", int, 1, low=1, high=max_k).check(at_once, f"{path}.at_once")
     params = given.get("params", {})
     if not isinstance(params, Mapping):
         raise SamplerError(f"'{path}.params' must be an object", f"{path}.params")
@@ -113,6 +118,7 @@ def read_vote(value: Mapping[str, Any], max_k: int, path: str = "voting") -> Vot
         guard_repetition=bool(scalars["guard_repetition"]),
         use_sample_weights=bool(scalars["use_sample_weights"]),
         return_samples=bool(scalars["return_samples"]),
+        at_once=int(at_once) if at_once is not None else None,
         reallocate=bool(scalars["reallocate"]),
         given=answers,
     )
