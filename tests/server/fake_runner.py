@@ -93,6 +93,9 @@ class FakeRunner:
         try:
             scores = self._prompt_scores(request)
             if request.max_tokens == 0:
+                await asyncio.sleep(how.step_s)
+                if how.fail_after == 0:
+                    raise EngineFailed("the engine stopped")
                 yield Output(prompt_scores=scores, scored=True)
                 return
             writers = {j: _Writer(self, request, j) for j in range(request.n)}
@@ -153,6 +156,7 @@ class _Writer:
         self._values: dict[str, Any] = {}
         for item in request.chain.stages:
             self._values |= item.values
+        self._watch = None if request.watch is None else request.watch()
 
     def write(self, count: int) -> Delta:
         """Up to `count` more tokens."""
@@ -175,6 +179,8 @@ class _Writer:
                 delta.finish = Finish(FinishReason.STOP, token)
             elif len(self._tokens) == request.max_tokens:
                 delta.finish = Finish(FinishReason.LENGTH)
+            elif self._watch is not None and self._watch.feed(delta.scores[-1]):
+                delta.finish = Finish(FinishReason.LENGTH, details={"ended_early": self._watch.reason})
             if delta.finish is not None:
                 break
         return delta
