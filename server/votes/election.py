@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 from engine.request import DecodeRequest
 from samplers.contract import SamplerError
@@ -23,7 +22,7 @@ from server.votes.judge import consult
 from server.votes.pot import Pot, Share
 from server.votes.problem import Problem
 from server.votes.request import VoteRequest
-from server.votes.result import decide
+from server.votes.result import Held, decide
 from server.votes.scoring import scored
 from voting.answers.finders import lists_options
 from voting.contract import Drawing, Judging, Sample
@@ -78,7 +77,7 @@ class Ballot:
         self._voices: dict[int, Growing] = {}
         self._finished = 0
         self._begun = False
-        self._judge = Tokens()
+        self._beside = Tokens()  # of what scorers and judges have read and said
         self._repeated = 0  # tokens that a program has drawn once more
         self._open()
 
@@ -142,22 +141,18 @@ class Ballot:
         drawn = sum(voice.tokens for voice in self._voices.values())
         used = {sample.index for sample in samples}
         discarded = [voice for index, voice in self._voices.items() if index not in used]
-        extra = Tokens(self._judge.prompt + self._source.extra_prompts, self._judge.completion + self._repeated)
-        report: dict[str, Any] = result.report(self._election.vote) | {
-            "tokens": {
-                "prompt": len(self._request.prompt_ids) + extra.prompt,
-                "completion": drawn + extra.completion,
-                "discarded": sum(voice.tokens for voice in discarded) + self._repeated,
-            }
+        extra = Tokens(self._beside.prompt + self._source.extra_prompts, self._beside.completion + self._repeated)
+        tokens = {
+            "prompt": len(self._request.prompt_ids) + extra.prompt,
+            "completion": drawn + extra.completion,
+            "discarded": sum(voice.tokens for voice in discarded) + self._repeated,
         }
-        if share is not None:
-            report["budget"] = share.report()
         self._election.state.metrics.vote(self._election.vote.rule.name, len(samples), len(discarded))
         return Step(
             self._prompt,
             winner.shown(self._prompt, whole=self._election.whole),
             hidden=Tokens(extra.prompt, drawn - winner.tokens + extra.completion),
-            vote=report,
+            vote=Held(self._election.vote, result, self._reading, tokens, None if share is None else share.report()),
         )
 
     def _take(self, events: Sequence[ChoiceEvent]) -> list[Sample]:
@@ -180,11 +175,12 @@ class Ballot:
         if "scores" in rule.needs(values):
             found = await scored(values["scorer"], self._problem, samples, election.state)
             samples, flags = found.samples, found.flags
+            self._beside = Tokens(found.prompt_tokens)
         if isinstance(rule, Judging):
             question = rule.ask(self._problem.text, samples, values, self._request.seed)
             if question is not None:
                 reply = await consult(election.model, question.prompt, self._request)
-                self._judge = reply.tokens
+                self._beside = reply.tokens
                 samples = rule.answer(samples, question, reply.text)
         return samples, flags
 
