@@ -59,6 +59,14 @@ class Tokens(NamedTuple):
 NO_TOKENS = Tokens()
 
 
+class Vote(Protocol):
+    """An election that has been held."""
+
+    def report(self) -> Mapping[str, Any]:
+        """What the answer says about it: finite JSON."""
+        ...
+
+
 @dataclass
 class Step:
     """What is new about one prompt."""
@@ -72,7 +80,7 @@ class Step:
     # of an election
     progress: list[Progress] = field(default_factory=list)  # one per sample that has finished
     hidden: Tokens = NO_TOKENS
-    vote: Mapping[str, Any] | None = None  # what it says about this prompt, with its winner
+    vote: Vote | None = None  # of this prompt, with its winner
 
 
 # choices of a request for some prompt, of which the first has this number among the prompt's

@@ -11,7 +11,7 @@ from engine.request import TokenScore
 from server.answers.logprobs import FLOOR
 from server.answers.trace import CANDIDATES
 from server.choice import ChoiceEvent, End
-from server.generate import NO_TOKENS, Step, Tokens
+from server.generate import NO_TOKENS, Step, Tokens, Vote
 from server.plan import Plan
 
 
@@ -28,7 +28,7 @@ class Folded:
     ended: int = 0
     absent: int = 0  # choices that programs did not find
     programs: dict[int, Mapping[str, Any]] = field(default_factory=dict)  # what programs say, by prompt
-    votes: dict[int, Mapping[str, Any]] = field(default_factory=dict)  # what elections say, by prompt
+    votes: dict[int, Vote] = field(default_factory=dict)  # elections, by prompt
     told: bool = False  # a chunk has the report
 
     def note(self, step: Step) -> None:
@@ -89,12 +89,16 @@ class Folded:
             "sampler": self.plan.sampler_report,
             **order,
             "spec_decode": False,
-            "voting": self._by_prompt(self.votes) if self.votes else None,
+            "voting": self._voting(),
             "experiment": None,
             "seed": self.plan.seed,
             **({} if self.plan.boundary is None else {"prompt_boundary": self.plan.boundary}),
             **self._program(),
         }
+
+    def _voting(self) -> Any:
+        """What the elections say."""
+        return self._by_prompt({prompt: vote.report() for prompt, vote in self.votes.items()}) if self.votes else None
 
     def _program(self) -> dict[str, Any]:
         """What the programs say."""

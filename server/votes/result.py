@@ -33,6 +33,22 @@ class Result:
         return said | ({"sample_records": self.outcome.records()} if vote.return_samples else {})
 
 
+@dataclass(frozen=True)
+class Held:
+    """A vote that has been held, with all that it takes to look at it again."""
+
+    vote: VoteRequest
+    result: Result
+    reading: Reading
+    tokens: Mapping[str, int]
+    budget: Mapping[str, int] | None = None  # where samples went from prompt to prompt
+
+    def report(self) -> dict[str, Any]:
+        """Finite JSON."""
+        said = self.result.report(self.vote) | {"tokens": dict(self.tokens)}
+        return said if self.budget is None else said | {"budget": dict(self.budget)}
+
+
 def decide(
     vote: VoteRequest, samples: Sequence[Sample], reading: Reading, watch: Watch, flags: Sequence[str]
 ) -> Result:
