@@ -8,13 +8,17 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 from scipy.optimize import brentq, minimize
 from scipy.special import expit, gammaln
+from threadpoolctl import ThreadpoolController
 
 Floats = npt.NDArray[np.float64]
 
@@ -22,6 +26,7 @@ START = (0.5, 1.0, 1.0, 1.5, 2.0)  # w, k1, s1, k2, s2
 LOWEST_SHARE, HIGHEST_SHARE, LEAST = 0.2, 0.8, 0.01  # bounds of w; of shapes and scales
 SPREAD = 1e-9  # weights closer together than this have nothing to be told apart by
 _AT_BOUND = 1e-6
+_fitting = threading.Lock()  # the limit on threads is the process's
 
 
 class Component(NamedTuple):
@@ -99,7 +104,7 @@ def fit(x: Sequence[float], fewest: int) -> Fit:
         w, k1, s1, k2, s2 = theta
         return -float(np.log(w * _density(data, k1, s1) + (1 - w) * _density(data, k2, s2)).sum())
 
-    with np.errstate(all="ignore"):
+    with np.errstate(all="ignore"), _single_threaded():
         found = minimize(cost, START, method="L-BFGS-B", bounds=[(LOWEST_SHARE, HIGHEST_SHARE)] + [(LEAST, None)] * 4)
     if not np.isfinite(found.x).all():
         return Fit("nonfinite")
@@ -110,6 +115,18 @@ def fit(x: Sequence[float], fewest: int) -> Fit:
     if not math.isfinite(nll):
         return Fit("nonfinite", mixture, nll)
     return Fit("ok" if found.success else "not_converged", mixture, nll)
+
+
+@contextmanager
+def _single_threaded() -> Iterator[None]:
+    """The optimiser's matrices are tiny: threads that wait for one another cost several times what they compute."""
+    with _fitting, _pools().limit(limits=1, user_api="blas"):
+        yield
+
+
+@cache
+def _pools() -> ThreadpoolController:
+    return ThreadpoolController()
 
 
 def below(mixture: Mixture, x: Sequence[float], floor: float) -> list[bool]:
