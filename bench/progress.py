@@ -16,7 +16,8 @@ Done = Callable[[], None]
 def progress(what: str) -> Iterator[tuple[Begin, Done]]:
     """(tell it the number of pieces, tell it that one is done); on stderr, so that the table can be piped."""
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(what, total=None)
 
         def begin(total: int) -> None:

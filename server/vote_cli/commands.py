@@ -1,4 +1,4 @@
-"""The `drafthouse vote` commands on cached samples. What they do is in `offline.py`, imported when needed."""
+"""The `drafthouse vote` commands. What they do is in `run.py` and `offline.py`, imported when needed."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import typer
 from server.failure import fail
 
 vote = typer.Typer(
-    help="Voting over samples that have been drawn: what it gives, and how sure it is.", no_args_is_help=True
+    help="Voting over repeated samples: draw them, and see what votes give and how sure they are.", no_args_is_help=True
 )
 
 
@@ -22,6 +22,13 @@ class Rpc(StrEnum):
 
     OURS = "ours"
     PUBLISHED = "published"
+
+
+class Endpoint(StrEnum):
+    """Where samples are asked for."""
+
+    CHAT = "chat"
+    COMPLETIONS = "completions"
 
 
 File = Annotated[Path, typer.Argument(help="samples: a problem per line, or one JSON in the layout of RPC's authors")]
@@ -37,6 +44,51 @@ Repeats = Annotated[int, typer.Option(min=1, help="times that the samples are sh
 Seed = Annotated[int, typer.Option(help="of the first shuffle; the others count on from it")]
 Json = Annotated[Path | None, typer.Option("--json", help="also write the numbers to this file")]
 Plot = Annotated[Path | None, typer.Option(help="also draw a picture (PNG); needs drafthouse[bench]")]
+
+
+@vote.command()
+def run(
+    problems: Annotated[
+        Path, typer.Argument(help='a problem per line: {"id", "prompt" or "messages", "gold" (the right answer)}')
+    ],
+    out: Annotated[Path | None, typer.Option(help="file for the samples [PROBLEMS, as .samples.jsonl]")] = None,
+    url: Annotated[str, typer.Option(help="of the server, up to /v1")] = "http://127.0.0.1:8000/v1",
+    model: Annotated[str | None, typer.Option(help="as the server calls it [the first it lists]")] = None,
+    api_key: Annotated[str | None, typer.Option(envvar="OPENAI_API_KEY", help="sent to the server")] = None,
+    endpoint: Annotated[Endpoint, typer.Option(help="which one is asked")] = Endpoint.CHAT,
+    samples: Annotated[int, typer.Option(min=1, max=10_000, help="per problem")] = 16,
+    temperature: Annotated[float | None, typer.Option(min=0, help="[the server's]")] = None,
+    top_p: Annotated[float | None, typer.Option(min=0, max=1, help="[the server's]")] = None,
+    sampler: Annotated[str | None, typer.Option(help="Drafthouse's field: a name or JSON, as in a request")] = None,
+    max_tokens: Annotated[int | None, typer.Option(min=1, help="per sample [the server's]")] = None,
+    seed: Annotated[int, typer.Option(help="requests have seeds made of it; of the shuffles too")] = 0,
+    top_logprobs: Annotated[
+        int, typer.Option(min=0, max=100, help="alternatives per token behind what iew and deepconf read; 0: none")
+    ] = 20,
+    concurrency: Annotated[int, typer.Option(min=1, help="requests at a time")] = 8,
+    timeout: Annotated[float, typer.Option(min=0.1, help="seconds for a request")] = 600.0,
+    retries: Annotated[int, typer.Option(min=0, help="of a request that the server cannot answer now")] = 5,
+    methods: Methods = "sc,pc,rpc,ppl",
+    params: Params = None,
+    k: Annotated[str | None, typer.Option(help="samples per vote, with commas between [powers of 2]")] = None,
+    repeats: Repeats = 10,
+    equiv: Equiv = "exact",
+    extract: Annotated[str, typer.Option(help="which part of a completion is its answer, as in a request")] = "auto",
+    end_of_reasoning: Annotated[str | None, typer.Option(help="marker after which answers stand")] = None,
+    keep_truncated: KeepTruncated = False,
+    json: Json = None,
+    plot: Plot = None,
+) -> None:
+    """Draw samples of problems from a server, then compare voting rules on them.
+
+    Works with any OpenAI-compatible server that gives log-probabilities, and for rules
+    that count also without. A run that was stopped goes on when it is started again.
+
+    \b
+    drafthouse vote run problems.jsonl --samples 16 --temperature 0.8
+    drafthouse vote run problems.jsonl --url http://gpu:8000/v1 --concurrency 64 --out samples.jsonl
+    """
+    _run("run", locals())
 
 
 @vote.command()
@@ -134,10 +186,12 @@ def _run(command: str, options: dict[str, Any]) -> None:
     from bench.figures import NoFigures
     from samplers.contract import SamplerError
     from server.vote_cli import offline
+    from server.vote_cli import run as online
+    from server.vote_cli.remote import CannotGoOn
     from voting.samples_file import SamplesFileError
 
-    run: Callable[..., None] = getattr(offline, command)
+    do: Callable[..., None] = online.run if command == "run" else getattr(offline, command)
     try:
-        run(**options)
-    except (NoFigures, OSError, SamplerError, SamplesFileError) as error:
+        do(**options)
+    except (CannotGoOn, NoFigures, OSError, SamplerError, SamplesFileError) as error:
         fail(str(error))

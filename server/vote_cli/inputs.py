@@ -60,7 +60,7 @@ def _extraction(options: Mapping[str, Any]) -> Extraction | None:
 def polls(methods: Sequence[str], params: str | None, how: Reading, ks: Sequence[int]) -> list[Poll]:
     """Every rule with its parameters, which have been checked for every K."""
     rules = [VOTING_RULES.get(name.strip(), "methods") for name in methods]
-    given = _json(params, "params") if params else {}
+    given = _object(params, "params") if params else {}
     for name, fields in given.items():
         if name not in {rule.name for rule in rules} or not isinstance(fields, dict):
             raise SamplerError(
@@ -81,6 +81,14 @@ def fewest(problems: Sequence[Problem]) -> int:
     return min(len(problem.samples) for problem in problems)
 
 
+def sizes(text: str | None, most: int) -> list[int]:
+    """Samples per vote, ascending, at most `most`: those named, else powers of 2 and all. Raises SamplerError."""
+    ks = integers(text, "k") if text else sorted({*(2**i for i in range(2, most.bit_length())), most})
+    if ks[-1] > most:
+        raise SamplerError(f"'k' must be at most the number of samples, {most}, got {ks[-1]}", "k")
+    return ks
+
+
 def integers(text: str, path: str) -> list[int]:
     """Positive and ascending. Raises SamplerError."""
     parts = [part.strip() for part in text.split(",")]
@@ -91,14 +99,18 @@ def integers(text: str, path: str) -> list[int]:
 
 def name_or_json(text: str, path: str) -> Any:
     """What a request would have in this place. Raises SamplerError."""
-    return _json(text, path) if text.lstrip().startswith("{") else text
+    return _json(text, path) if text.lstrip().startswith(("{", "[")) else text
 
 
-def _json(text: str, path: str) -> dict[str, Any]:
-    try:
-        value = json.loads(text)
-    except ValueError as error:
-        raise SamplerError(f"'{path}' is no JSON: {error}", path) from None
+def _object(text: str, path: str) -> dict[str, Any]:
+    value = _json(text, path)
     if not isinstance(value, dict):
         raise SamplerError(f"'{path}' must be a JSON object", path)
     return value
+
+
+def _json(text: str, path: str) -> Any:
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise SamplerError(f"'{path}' is no JSON: {error}", path) from None

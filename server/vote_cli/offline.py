@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as jsonlib
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from rich.progress import track
 
 from bench.figures import require
 from server.vote_cli import plots, tables
-from server.vote_cli.inputs import fewest, integers, name_or_json, polls, read, reading
+from server.vote_cli.inputs import fewest, integers, name_or_json, polls, read, reading, sizes
 from voting import calibration
 from voting.contract import VOTING_RULES
 from voting.coverage import Count, log_spaced
@@ -27,6 +28,7 @@ from voting.samples_file import Problem
 from voting.stopping.contract import STOPPING_RULES
 from voting.stopping.watch import read_stop
 
+WIDTH = 140  # characters of tables that go to a file
 MOST_ADAPTIVE = 40  # samples of a vote with a stopping rule that does not say
 
 
@@ -44,10 +46,10 @@ def replay(
     **options: Any,
 ) -> None:
     """Raises SamplerError, SamplesFileError, OSError or NoFigures, as all of these."""
-    _check_plot(plot)
+    check_plot(plot)
     problems = read(file, options)
     most = fewest(problems)
-    ks = integers(k, "k") if k else sorted({*(2**i for i in range(2, most.bit_length())), most})
+    ks = sizes(k, most)
     with reading(equiv, rpc == "published", options) as how:
         asked = polls(methods.split(","), params, how, ks)
         graded = replay_votes(_with_progress(problems, "voting"), asked, ks, repeats, seed)
@@ -67,7 +69,7 @@ def replay(
 def coverage(
     file: Path, k: str | None, seed: int, equiv: str, json: Path | None, plot: Path | None, **options: Any
 ) -> None:
-    _check_plot(plot)
+    check_plot(plot)
     problems = read(file, options)
     with reading(equiv, False, options) as how:
         poll = Poll(VOTING_RULES.get("sc"), {}, how)
@@ -96,7 +98,7 @@ def calibrate(
     plot: Path | None,
     **options: Any,
 ) -> None:
-    _check_plot(plot)
+    check_plot(plot)
     problems = read(file, options)
     size = k or fewest(problems)
     with reading(equiv, rpc == "published", options) as how:
@@ -189,6 +191,8 @@ def _with_progress(problems: Sequence[Problem], what: str) -> Iterator[Problem]:
 
 def _publish(document: dict[str, Any], shown: tables.Shown, file: Path | None) -> None:
     console = Console()
+    if not console.is_terminal and "COLUMNS" not in os.environ:
+        console.width = WIDTH
     for part in shown:
         console.print(part)
     if file is not None:
@@ -196,7 +200,7 @@ def _publish(document: dict[str, Any], shown: tables.Shown, file: Path | None) -
         file.write_text(text + "\n", encoding="utf-8")
 
 
-def _check_plot(plot: Path | None) -> None:
+def check_plot(plot: Path | None) -> None:
     """Before the work, and not after it, that there is something to draw with."""
     if plot is not None:
         require()
