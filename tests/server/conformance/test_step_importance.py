@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Iterator
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -17,6 +20,7 @@ from tests.server.fake_runner import FakeRunner
 from tests.server.live import Live, fake_state, start
 from voting.step_importance import Derivation
 
+DOCUMENT = (Path(__file__).parents[3] / "docs" / "api.md").read_text()
 PATH = "/v1/analysis/steps"
 REASONING = "Tom has 3 apples. É!\n\nHe buys 4 more.\n \nWait, no, let me check: 3 + 4 = 7.\n\n So 😀 seven."
 STEPS = ["Tom has 3 apples. É!\n\n", "He buys 4 more.\n \n", "Wait, no, let me check: 3 + 4 = 7.\n\n", " So 😀 seven."]
@@ -161,6 +165,24 @@ def test_a_preset_draws_otherwise_and_finds_the_same_probable(raw: httpx.Client)
 def test_request_ids(raw: httpx.Client) -> None:
     assert post(raw, request_id="mine").headers["x-request-id"] == "mine"
     assert post(raw, rid="mine too").headers["x-request-id"] == "mine too"
+
+
+def test_the_documented_example(live: Live, raw: httpx.Client) -> None:
+    section = DOCUMENT[DOCUMENT.index("## Importance of steps") : DOCUMENT.index("## Errors")]
+    example = re.findall(r"-d '(\{.*?\n\})'", section, re.DOTALL)[0]
+    response = raw.post(PATH, content=example)
+    assert response.status_code == 200, response.text
+    if hasattr(live.runner, "behaviour"):
+        return  # a hash finds other steps important
+    body, said = response.json(), json.loads(re.findall(r"```json\n(.*?)```", section, re.DOTALL)[0])
+    assert said.keys() < body.keys()
+    assert numbers(body) == pytest.approx(numbers(said), abs=EQUAL)
+    for name in ("object", "normalise", "n_answer_tokens"):
+        assert body[name] == said[name]
+    exact = ("index", "text", "start", "end", "n_tokens", "kind")
+    for one, other in zip(body["steps"], said["steps"], strict=True):
+        assert one.keys() == other.keys()
+        assert [one[name] for name in exact] == [other[name] for name in exact]
 
 
 # --- what it costs
