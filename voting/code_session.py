@@ -18,16 +18,17 @@ MAX_ROUNDS = 4
 
 @dataclass(frozen=True)
 class CodeSession:
-    """Clusters are groups of codes that pass the same tests, each named by its first code, so that names survive a
-    test that splits or joins groups."""
+    """Clusters are groups of codes that pass the same tests, each named by the sample of its first code, so that names
+    survive a test that splits or joins groups."""
 
     codes: tuple[str, ...]
+    samples: tuple[int, ...]  # index of the sample that each code comes from
     expected: tuple[str, ...]  # output of each test
     matrix: PassMatrix
     max_rounds: int = MAX_ROUNDS  # verdicts on tests after which no more are asked for
     log: tuple[Verdict, ...] = ()
     status: str = "open"  # then 'accepted' or 'corrected'
-    decided: int | None = None  # code that has won
+    decided: int | None = None  # place of the code that has won
     correction: str | None = None  # the code as it was corrected
 
     @property
@@ -37,16 +38,26 @@ class CodeSession:
         groups = self.matrix.groups()
         if self.decided is not None:
             return next(group for group in groups if self.decided in group.members)
-        best = max(groups, key=lambda group: group.score)
-        return best if best.score and self.correction is None else None
+        best = max(groups, key=lambda group: group.score, default=None)
+        return best if best is not None and best.score and self.correction is None else None
+
+    @property
+    def tie(self) -> bool:
+        first = self.winner
+        if first is None or self.status != "open":
+            return False
+        return sum(group.score == first.score for group in self.matrix.groups()) > 1
 
     @property
     def answer(self) -> str | None:
         if self.correction is not None:
             return self.correction
-        if self.decided is not None:
-            return self.codes[self.decided]
-        return None if self.winner is None else self.codes[self._right(self.winner)]
+        return None if self._shown is None else self.codes[self._shown]
+
+    @property
+    def representative(self) -> int | None:
+        """Index of the sample to be shown. None: no sample gives the answer."""
+        return None if self._shown is None else self.samples[self._shown]
 
     @property
     def ask(self) -> int | None:
@@ -70,17 +81,20 @@ class CodeSession:
         return {
             "answer": self.answer,
             "confidence": None if self.winner is None else share[self.winner],
+            "tie": self.tie,
             "clusters": [
                 {
-                    "id": group.members[0],
+                    "id": self.samples[group.members[0]],
                     "answer": self.codes[group.members[0]],
                     "count": len(group.members),
                     "weight": group.score,
                     "share": share[group],
-                    "members": list(group.members),
+                    "members": [self.samples[code] for code in group.members],
+                    "rejected": self.matrix.wrong.issuperset(group.members),
                 }
                 for group in groups
             ],
+            "codes": list(self.samples),
             "tests": [
                 {
                     "id": test,
@@ -105,22 +119,26 @@ class CodeSession:
         if verdict.verdict == ACCEPT:
             return replace(self, matrix=self.matrix.validate(test))
         if verdict.column is None or len(verdict.column) != len(self.codes):
-            raise ValueError("a corrected test comes with a new result for every code")
+            raise SamplerError(f"a corrected test needs 'passes', one for each of {len(self.codes)} codes", "passes")
         expected = (*self.expected[:test], str(verdict.value), *self.expected[test + 1 :])
         return replace(self, expected=expected, matrix=self.matrix.rerun(test, verdict.column).validate(test))
 
     def _on_group(self, verdict: Verdict) -> CodeSession:
-        group = next((group for group in self.matrix.groups() if group.members[0] == verdict.id), None)
+        groups = self.matrix.groups()
+        group = next((group for group in groups if self.samples[group.members[0]] == verdict.id), None)
         if group is None:
             raise UnknownTarget(f"the vote has no cluster {verdict.id}", "cluster_id")
         if verdict.verdict == REJECT:
             return replace(self, matrix=self.matrix.reject(group.members))
         if verdict.verdict == ACCEPT:
             matrix = self.matrix.restore(group.members)
-            return replace(self, matrix=matrix, status="accepted", decided=verdict.id)
+            return replace(self, matrix=matrix, status="accepted", decided=group.members[0])
         same = next((code for code, text in enumerate(self.codes) if text == verdict.value), None)
         return replace(self, status="corrected", decided=same, correction=verdict.value)
 
-    def _right(self, group: Group) -> int:
-        """Its first code that nobody has rejected."""
-        return next(code for code in group.members if code not in self.matrix.wrong)
+    @property
+    def _shown(self) -> int | None:
+        """Place of the code that is the answer: of the group that leads the first that nobody has rejected."""
+        if self.decided is not None or self.winner is None:
+            return self.decided
+        return next(code for code in self.winner.members if code not in self.matrix.wrong)

@@ -10,6 +10,7 @@ from samplers.contract import SamplerError
 
 ACCEPT, REJECT, CORRECT = VERDICTS = ("accept", "reject", "correct")
 _TARGETS = {"cluster_id": "cluster", "test_id": "test"}
+_FIELDS = (*_TARGETS, "verdict", "value", "passes")
 
 
 class VoteClosed(SamplerError):
@@ -58,10 +59,10 @@ def replay(start: S, log: Iterable[Verdict]) -> S:
 
 
 def read_verdict(body: Mapping[str, Any], time_s: float, caller: str) -> Verdict:
-    """{"cluster_id" | "test_id", "verdict", "value"?} as sent. Raises SamplerError that names the field."""
+    """{"cluster_id" | "test_id", "verdict", "value"?, "passes"?} as sent. Raises SamplerError that names the field."""
     for name in body:
-        if name not in (*_TARGETS, "verdict", "value"):
-            raise SamplerError(f"'{name}' is not a field of a verdict", name)
+        if name not in _FIELDS:
+            raise SamplerError(f"'{name}' is not a field of a verdict; known: {', '.join(_FIELDS)}", name)
     named = [name for name in _TARGETS if body.get(name) is not None]
     if len(named) != 1:
         raise SamplerError("a verdict is about one cluster_id or one test_id", "cluster_id")
@@ -76,4 +77,15 @@ def read_verdict(body: Mapping[str, Any], time_s: float, caller: str) -> Verdict
         raise SamplerError("'value' comes with the verdict 'correct', and only with that", "value")
     if value is not None and not isinstance(value, str):
         raise SamplerError("'value' must be a string", "value")
-    return Verdict(_TARGETS[name], target, verdict, value, time_s, caller)
+    column = _column(body.get("passes"))
+    if column is not None and (_TARGETS[name], verdict) != ("test", CORRECT):
+        raise SamplerError("'passes' comes with the verdict 'correct' on a test, and only with that", "passes")
+    return Verdict(_TARGETS[name], target, verdict, value, time_s, caller, column)
+
+
+def _column(passes: Any) -> tuple[bool, ...] | None:
+    if passes is None:
+        return None
+    if not isinstance(passes, list) or not all(isinstance(one, bool) for one in passes):
+        raise SamplerError("'passes' must be a list of true and false", "passes")
+    return tuple(passes)

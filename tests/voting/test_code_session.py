@@ -23,7 +23,7 @@ ROWS = st.integers(1, 5).flatmap(
 def session(rows: tuple[tuple[int, ...], ...] = MATRIX, **fields: int) -> CodeSession:
     codes = tuple(f"code {i}" for i in range(len(rows)))
     expected = tuple(f"out {i}" for i in range(len(rows[0])))
-    return CodeSession(codes, expected, PassMatrix.of(rows), **fields)
+    return CodeSession(codes, tuple(range(len(rows))), expected, PassMatrix.of(rows), **fields)
 
 
 def on_test(verdict: str, test: int, value: str | None = None, column: tuple[bool, ...] | None = None) -> Verdict:
@@ -60,7 +60,7 @@ def test_a_corrected_test_is_run_again_and_hard() -> None:
     assert after.expected == ("new", "out 1", "out 2")
     assert after.matrix.groups() == [Group((0, 2), 0), Group((1,), 2), Group((3,), 0)]
     for column in (None, (True,)):
-        with pytest.raises(ValueError, match="every code"):
+        with pytest.raises(SamplerError, match="one for each of 4 codes"):
             session().after(on_test("correct", 0, "new", column))
 
 
@@ -149,3 +149,29 @@ def test_a_correction_needs_a_value() -> None:
 def test_a_matrix_is_rectangular(rows: list[list[bool]]) -> None:
     with pytest.raises(ValueError, match="every test"):
         PassMatrix.of(rows)
+
+
+def test_groups_are_named_by_samples() -> None:
+    """Samples without a code have no place in the matrix."""
+    start = CodeSession(("a", "b", "c"), (2, 5, 9), ("x",), PassMatrix.of(((0,), (1,), (1,))))
+    assert [(row["id"], row["members"]) for row in start.report()["clusters"]] == [(2, [2]), (5, [5, 9])]
+    assert (start.answer, start.representative, start.report()["codes"]) == ("b", 5, [2, 5, 9])
+    after = start.after(on_group("reject", 5))
+    assert (after.answer, after.representative, after.tie) == (None, None, False)
+    assert [row["rejected"] for row in after.report()["clusters"]] == [False, True]
+    assert start.after(on_group("accept", 2)).representative == 2
+    assert start.after(on_group("correct", 2, "c")).representative == 9
+    assert start.after(on_group("correct", 2, "d")).representative is None
+    with pytest.raises(UnknownTarget):
+        start.after(on_group("accept", 1))
+
+
+def test_a_tie_is_reported() -> None:
+    start = session(((1, 0), (0, 1)))
+    assert start.report()["tie"] and not start.after(on_test("accept", 0)).report()["tie"]
+
+
+def test_without_a_code_there_is_no_answer() -> None:
+    start = CodeSession((), (), ("x",), PassMatrix((), 1))
+    report = start.report()
+    assert (report["answer"], report["clusters"], report["next_test"], report["tie"]) == (None, [], None, False)

@@ -168,6 +168,10 @@ def test_the_log_leads_to_the_state(verdicts: list[tuple[str, int]]) -> None:
         ({"cluster_id": 0, "verdict": "correct", "value": 3}, "value"),
         ({"cluster_id": 0, "verdict": "reject", "value": "3"}, "value"),
         ({"cluster_id": 0, "verdict": "reject", "reason": "3"}, "reason"),
+        ({"test_id": 0, "verdict": "accept", "passes": [True]}, "passes"),
+        ({"cluster_id": 0, "verdict": "correct", "value": "x", "passes": [True]}, "passes"),
+        ({"test_id": 0, "verdict": "correct", "value": "x", "passes": [1]}, "passes"),
+        ({"test_id": 0, "verdict": "correct", "value": "x", "passes": {}}, "passes"),
     ],
 )
 def test_bodies_that_are_no_verdict(body: dict[str, Any], param: str) -> None:
@@ -180,3 +184,6 @@ def test_a_verdict_is_read_and_reported() -> None:
     found = read_verdict({"test_id": 2, "verdict": "correct", "value": "[1]"}, 3.5, "ann")
     assert found == Verdict("test", 2, "correct", "[1]", 3.5, "ann")
     assert found.report() == {"test_id": 2, "verdict": "correct", "value": "[1]", "time_s": 3.5, "caller": "ann"}
+    column = read_verdict({"test_id": 2, "verdict": "correct", "value": "[1]", "passes": [True, False]}, 3.5, "ann")
+    assert column == replace(found, column=(True, False))
+    assert column.report()["passes"] == [True, False]
