@@ -22,7 +22,7 @@ from server.vote_cli.journal import Journal
 from server.vote_cli.questions import Question, read_questions
 from server.vote_cli.remote import CannotGoOn, Remote
 from server.vote_cli.settings import Settings
-from voting.contract import Sample
+from voting.contract import Drawing, Judging, Sample
 from voting.poll import Poll
 from voting.records import write_sample
 from voting.rule import read_values
@@ -70,14 +70,14 @@ def run(
     with reading(equiv, False, voting) as how:
         asked = polls(methods.split(","), params, how, sizes(k, samples))
     for poll in asked:
-        _check_statistics(poll, samples, drawing["top_logprobs"])
+        _check_method(poll, samples, drawing["top_logprobs"])
     instruction = "\n\n".join(dict.fromkeys(poll.rule.instruction for poll in asked if poll.rule.instruction))
     questions = read_questions(problems, drawing["endpoint"], instruction)
     path = out or problems.with_suffix(".samples.jsonl")
     if path.exists() and path.samefile(problems):
         raise SamplerError(f"--out {path} is the file of the problems", "out")
 
-    async def draw() -> Drawing:
+    async def draw() -> Run:
         connection = Remote(
             url, api_key, concurrency=concurrency, timeout_s=timeout, retries=retries, transport=transport
         )
@@ -89,7 +89,7 @@ def run(
                 end_of_reasoning=end_of_reasoning,
                 instruction=instruction,
             )
-            work = Drawing(settings, asked, Journal(path, settings.json(), questions))
+            work = Run(settings, asked, Journal(path, settings.json(), questions))
             await work.draw(remote, questions, concurrency)
             return work
 
@@ -108,7 +108,7 @@ def run(
 
 
 @dataclass
-class Drawing:
+class Run:
     """Samples on their way from a server to a file."""
 
     settings: Settings
@@ -138,10 +138,10 @@ class Drawing:
 
     def _check(self, samples: Sequence[Sample]) -> None:
         """Raises CannotGoOn for samples that lack what a vote needs, whether or not they have an answer."""
-        voters = [replace(sample, answer="") for sample in samples]
+        most, voters = self.settings.samples, [replace(sample, answer="") for sample in samples]
         try:
             for poll in self.polls:
-                poll.rule.abstentions(voters, read_values(poll.rule, poll.params, len(voters)))
+                poll.rule.abstentions(voters, read_values(poll.rule, poll.params, most))
         except SamplerError as error:
             why = "".join(f"; {note}" for note in self.notes)
             raise CannotGoOn(f"{error}, and the server does not give it{why}. Or choose other --methods") from None
@@ -171,14 +171,18 @@ class Drawing:
         ]
 
 
-def _check_statistics(poll: Poll, samples: int, top_logprobs: int) -> None:
-    """Raises SamplerError for a rule whose statistics would be of another number of alternatives than it says."""
-    values = read_values(poll.rule, poll.params, samples)
-    if poll.rule.needs(values) & {"entropies", "confidences"} and values.get("topk") != top_logprobs:
-        name = poll.rule.name
+def _check_method(poll: Poll, samples: int, top_logprobs: int) -> None:
+    """Raises SamplerError for a rule that wants more than samples that are drawn independently, or statistics of
+    another number of alternatives than it says."""
+    rule, values = poll.rule, read_values(poll.rule, poll.params, samples)
+    if isinstance(rule, Judging) or "scores" in rule.needs(values):
+        raise SamplerError(f"'{rule.name}' needs a judge or scores; a request with `voting` has them", "methods")
+    if (drawing := rule.drawing(values)) is not Drawing.INDEPENDENT:
+        raise SamplerError(f"'{rule.name}' wants {drawing.value} samples; a request with `voting` draws them", "params")
+    if rule.needs(values) & {"entropies", "confidences"} and values["topk"] != top_logprobs:
         raise SamplerError(
-            f"'{name}' has topk {values.get('topk')} and --top-logprobs is {top_logprobs}; make them equal, "
-            f'with --params \'{{"{name}": {{"topk": ...}}}}\' or the latter',
+            f"'{rule.name}' has topk {values['topk']} and --top-logprobs is {top_logprobs}; make them equal, "
+            f'with --params \'{{"{rule.name}": {{"topk": ...}}}}\' or the latter',
             "top_logprobs",
         )
 
@@ -188,7 +192,7 @@ def _unanswered(questions: Sequence[Question]) -> int:
     return sum(question.gold is None for question in questions)
 
 
-def _report(done: Drawing, questions: Sequence[Question]) -> None:
+def _report(done: Run, questions: Sequence[Question]) -> None:
     """On stderr, so that the table can be piped."""
     console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
     console.print(f"{len(done.journal.done)} of {len(questions)} problems are in {done.journal.path}")
