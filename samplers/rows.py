@@ -20,13 +20,13 @@ def descending(logits: Tensor) -> Tensor:
 
 def highest(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """(values [R, k], ids [R, k]) of the k largest entries of each row [R, V], descending, equals by ascending id."""
-    found, ids = values.topk(k, 1)
+    found, ids = values.topk(min(k + 1, values.shape[1]), 1)
     # topk leaves the choice among entries tied with the last of them open: rows where it had a choice are mended
-    last = found[:, -1:]
-    tied = values == last
-    chosen_among = tied.sum(1) > (found == last).sum(1)
-    if bool(chosen_among.any()):
-        ids[chosen_among] = _lowest_of_tied(found[chosen_among], ids[chosen_among], tied[chosen_among])
+    had_choice = (found[:, k:] == found[:, k - 1 : k]).any(1)
+    found, ids = found[:, :k], ids[:, :k]
+    if bool(had_choice.any()):
+        last = found[had_choice, -1:]
+        ids[had_choice] = _lowest_of_tied(found[had_choice], ids[had_choice], values[had_choice] == last)
     ids, by_id = ids.sort(1)
     found, by_value = found.gather(1, by_id).sort(dim=1, descending=True, stable=True)
     return found, ids.gather(1, by_value)

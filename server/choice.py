@@ -30,6 +30,7 @@ class TextOptions:
     skip_special: bool = True
     echoed: bool = False  # the prompt is shown in front: its last character may be completed by generated tokens
     interval: int | None = None  # tokens per event; None: whatever the engine delivered together
+    listed: bool = True  # events have entries, where log-probabilities were asked for
     keep_scores: bool = False  # events have the scores of all their tokens, shown or not
 
 
@@ -157,7 +158,7 @@ class ChoiceStream:
             self._seen += len(text)
         if score is not None and options.keep_scores:
             self._event.scores.append(score)
-        if score is not None:
+        if score is not None and options.listed:
             self._waiting.append(Entry(token, score, at, not hidden and bool(self._codec.token_bytes(token))))
         self._release(self._matcher.feed(text, armed=self._count > self._request.min_tokens))
 

@@ -219,14 +219,13 @@ def make_plan(
         skip_special=body.skip_special_tokens is not False,
         echoed=echo,
         interval=body.stream_interval if body.stream else None,
+        listed=logprobs is not None,
         keep_scores=vote is not None and vote.top is not None,
     )
     election = None
     if vote is not None:
         flags = flags_of(vote, body, chain)
-        election = Election(
-            vote, problems, call.state, model, flags, listed=logprobs is not None, whole=options.interval is None
-        )
+        election = Election(vote, problems, call.state, model, flags, whole=options.interval is None)
     stream_options = body.stream_options
     return Plan(
         id=identity,

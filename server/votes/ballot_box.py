@@ -33,11 +33,11 @@ class BallotBox:
     def put(self, samples: Sequence[Sample]) -> bool:
         """Whether the box is closed now: a sample has been looked at that is enough, and those behind it are no
         samples of this vote. May take a while: it reads answers, and with math-verify waits for others."""
-        for sample in samples:
-            self.samples += [
-                self._reading.read(one, self._rule, self._options)
-                for one in self._in_order.finish(sample.index, sample)
-            ]
+        return self.take([one for sample in samples for one in self._in_order.finish(sample.index, sample)])
+
+    def take(self, samples: Sequence[Sample]) -> bool:
+        """As `put`, of samples that are in order, whatever their indices."""
+        self.samples += [self._reading.read(one, self._rule, self._options) for one in samples]
         while self._endings and self._looked < len(self.samples):
             self._looked += 1
             seen = self.samples[: self._looked]

@@ -18,14 +18,13 @@ from server.votes.ballot_box import BallotBox
 from server.votes.drawing import Source
 from server.votes.endings import Consensus, Ending, Stopping
 from server.votes.growing import Growing
-from server.votes.judge import consult
+from server.votes.judging import judged
 from server.votes.pot import Pot, Share
 from server.votes.problem import Problem
 from server.votes.request import VoteRequest
 from server.votes.result import Held, decide
-from server.votes.scoring import scored
 from voting.answers.finders import lists_options
-from voting.contract import Drawing, Judging, Sample
+from voting.contract import Drawing, Sample
 from voting.poll import Reading
 
 
@@ -38,7 +37,6 @@ class Election:
     state: ServerState
     model: ServedModel
     flags: tuple[str, ...]  # what is known about the samples before they are drawn
-    listed: bool  # the answer shows log-probabilities
     whole: bool  # the winner's text may come at once
     pot: Pot | None = field(init=False)
 
@@ -77,7 +75,6 @@ class Ballot:
         self._voices: dict[int, Growing] = {}
         self._finished = 0
         self._begun = False
-        self._beside = Tokens()  # of what scorers and judges have read and said
         self._repeated = 0  # tokens that a program has drawn once more
         self._open()
 
@@ -130,10 +127,13 @@ class Ballot:
         flags = (*self._election.flags, *self._source.flags, *self.box.flags)
         if not samples:
             raise bad_request("there is no sample to vote on", "voting")
-        samples, more = await self._judged(samples)
+        found = await judged(
+            self._election.vote, self._problem, samples, self._election.state, self._election.model, self._request
+        )
+        samples = found.samples
         try:
             result = await asyncio.to_thread(
-                decide, self._election.vote, samples, self._reading, self._watch, (*flags, *more)
+                decide, self._election.vote, samples, self._reading, self._watch, (*flags, *found.flags)
             )
         except SamplerError as error:  # about what scorers have said
             raise SamplerError(str(error), f"voting.params.{error.param}") from None
@@ -141,7 +141,8 @@ class Ballot:
         drawn = sum(voice.tokens for voice in self._voices.values())
         used = {sample.index for sample in samples}
         discarded = [voice for index, voice in self._voices.items() if index not in used]
-        extra = Tokens(self._beside.prompt + self._source.extra_prompts, self._beside.completion + self._repeated)
+        beside = found.tokens
+        extra = Tokens(beside.prompt + self._source.extra_prompts, beside.completion + self._repeated)
         tokens = {
             "prompt": len(self._request.prompt_ids) + extra.prompt,
             "completion": drawn + extra.completion,
@@ -161,28 +162,11 @@ class Ballot:
         for event in events:
             index = event.choice - self._first
             if index not in self._voices:
-                self._voices[index] = Growing(index, vote.needs, vote.top, listed=self._election.listed)
+                self._voices[index] = Growing(index, vote.needs, vote.top)
             self._voices[index].add(event)
             if event.end is not None:
                 done.append(self._voices[index].sample())
         return done
-
-    async def _judged(self, samples: Sequence[Sample]) -> tuple[Sequence[Sample], tuple[str, ...]]:
-        """The samples with what scorers and judges say about them, and flags."""
-        election = self._election
-        flags: tuple[str, ...] = ()
-        rule, values = election.vote.rule, election.vote.values
-        if "scores" in rule.needs(values):
-            found = await scored(values["scorer"], self._problem, samples, election.state)
-            samples, flags = found.samples, found.flags
-            self._beside = Tokens(found.prompt_tokens)
-        if isinstance(rule, Judging):
-            question = rule.ask(self._problem.text, samples, values, self._request.seed)
-            if question is not None:
-                reply = await consult(election.model, question.prompt, self._request)
-                self._beside = reply.tokens
-                samples = rule.answer(samples, question, reply.text)
-        return samples, flags
 
     def _endings(self) -> list[Ending]:
         vote = self._election.vote
@@ -192,13 +176,13 @@ class Ballot:
         return endings
 
 
-def reading_of(vote: VoteRequest, state: ServerState, model: ServedModel) -> Reading:
-    """How this vote reads and compares answers."""
+def reading_of(vote: VoteRequest, state: ServerState, model: ServedModel | None) -> Reading:
+    """How this vote reads and compares answers. model: whose texts the samples are, where that is known."""
     return Reading(
         vote.equivalence,
         state.math_pool.compare if vote.equivalence.math_verify else None,
         vote.extraction,
-        model.end_of_reasoning,
+        None if model is None else model.end_of_reasoning,
         vote.keep_truncated,
         vote.guard_repetition,
     )

@@ -15,13 +15,12 @@ FAILED = "failed"  # why a choice abstains that the engine could not finish
 class Growing:
     """Is given every event of one choice. Lives in the event loop."""
 
-    def __init__(self, index: int, needs: frozenset[str], top: int | None, *, listed: bool) -> None:
-        """needs, top: of the vote. listed: the answer shows log-probabilities, should this choice be elected."""
+    def __init__(self, index: int, needs: frozenset[str], top: int | None) -> None:
+        """needs, top: of the vote."""
         self.index = index
         self.tokens = 0
         self._needs = needs
         self._top = top
-        self._listed = listed
         self._events: list[ChoiceEvent] = []
         self._entropies: list[float] = []
         self._confidences: list[float] = []
@@ -34,7 +33,7 @@ class Growing:
             if "confidences" in self._needs:
                 self._confidences += confidences(rows).tolist()
         self.tokens += len(event.token_ids)
-        self._events.append(replace(event, scores=[], entries=event.entries if self._listed else []))
+        self._events.append(replace(event, scores=[]))
 
     def shown(self, number: int, *, whole: bool) -> list[ChoiceEvent]:
         """Its events as those of choice `number` of the response; `whole`: as one."""

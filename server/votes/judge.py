@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import cast
+from typing import Protocol, cast
 
 from engine.request import DecodeRequest, FinishReason, Output
 from samplers.chain import resolve
@@ -21,8 +21,21 @@ class Reply:
     tokens: Tokens  # what the question and its answer had
 
 
-async def consult(model: ServedModel, question: str, request: DecodeRequest) -> Reply:
-    """`request` is the one whose samples are judged. Raises a 400 where the question is longer than the context."""
+class Origin(Protocol):
+    """The request whose samples are judged."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def seed(self) -> int: ...
+    @property
+    def priority(self) -> int: ...
+    @property
+    def cache_salt(self) -> str: ...
+
+
+async def consult(model: ServedModel, question: str, origin: Origin) -> Reply:
+    """Raises a 400 where the question is longer than the context."""
     codec, runner = model.tokenizer, model.runner
     ids = await _encoded(model, question)
     room = runner.max_model_len - len(ids)
@@ -32,14 +45,14 @@ async def consult(model: ServedModel, question: str, request: DecodeRequest) -> 
             "voting.samples",
         )
     asked = DecodeRequest(
-        id=f"{request.id}-judge",
+        id=f"{origin.id}-judge",
         prompt_ids=tuple(ids),
         chain=resolve({"temperature": 0.0}, runner.vocab_size, runner.facts),
-        seed=request.seed,
+        seed=origin.seed,
         max_tokens=min(MAX_TOKENS, room),
         eos_token_ids=model.eos_token_ids,
-        priority=request.priority,
-        cache_salt=request.cache_salt,
+        priority=origin.priority,
+        cache_salt=origin.cache_salt,
     )
     said: list[int] = []
     async with aclosing(cast(AsyncGenerator[Output], runner.submit(asked))) as outputs:
