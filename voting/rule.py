@@ -89,6 +89,12 @@ def read_values(
     return values
 
 
+def unrecorded(sample: Sample, needs: frozenset[str]) -> str | None:
+    """The first field of a sample's record that these needs read and nobody has recorded. None: all are there."""
+    read = ((field, numbers(sample)) for need, (field, numbers) in _FIELDS.items() if need in needs)
+    return next((field for field, found in read if found is None), None)
+
+
 def by_cluster(
     clusters: Sequence[Cluster],
     worth: Mapping[int, float],
