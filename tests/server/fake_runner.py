@@ -10,6 +10,7 @@ import asyncio
 import math
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -126,13 +127,20 @@ class FakeRunner:
         key = 0
         for token in history[-CONTEXT:]:
             key = (key * 1_000_003 + token + 1) % 2**32
+        return self._row(key)
+
+    @lru_cache(maxsize=2048)  # 32 MB  # noqa: B019 - few runners, which live as long as their tests
+    def _row(self, key: int) -> np.ndarray:
         logits = np.random.Generator(np.random.Philox(key)).standard_normal(self.vocab_size, dtype=np.float32) * 2
         logits[list(self._ending)] += 5
         logits[5] = -np.inf  # one token the model never draws
-        return (logits - np.log(np.exp(logits).sum())).astype(np.float32)
+        row = (logits - np.log(np.exp(logits).sum())).astype(np.float32)
+        row.flags.writeable = False
+        return row
 
     def score(self, row: np.ndarray, token: int, k: int, extra: tuple[int, ...] = ()) -> TokenScore:
-        order = np.argsort(-row, kind="stable")[: max(k, 0)]
+        most = np.argpartition(-row, min(k, len(row)) - 1)[:k] if k > 0 else np.empty(0, int)
+        order = most[np.lexsort((most, -row[most]))]
         top = tuple((int(i), float(row[i])) for i in order)
         rank = int((row > row[token]).sum()) + 1
         return TokenScore(float(row[token]), rank, top, tuple((i, float(row[i])) for i in extra))
