@@ -3,11 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -21,9 +17,9 @@ from bench import (
     program_superposed,
 )
 from bench.claims import Claim
+from bench.parts import Part
 from bench.program_ngrams import training_ngrams
 from bench.progress import progress
-from bench.publication import publish
 from bench.sampler_runs import Sampling
 from models.embedded import TARGET, locate
 from server.text.codec import TextCodec
@@ -31,22 +27,9 @@ from server.text.codec import TextCodec
 THREADS = 2
 
 
-@dataclass(frozen=True)
-class Part:
-    """One table and its picture. `size` is that part's; what `measuring` returns goes to all that follow."""
-
-    title: str
-    full: Any
-    quick: Any
-    measuring: Callable[[Sampling, Any], Any]
-    markdown: Callable[[Any], list[str]]
-    json: Callable[[Any], dict[str, Any]]
-    draw: Callable[[Any, Path], None]
-
-
 PARTS = {
     "priority": Part(
-        "priority sampling beside nucleus samples",
+        "Programs compared: priority sampling beside nucleus samples",
         program_priority.FULL,
         program_priority.QUICK,
         program_priority.Measuring,
@@ -55,7 +38,7 @@ PARTS = {
         program_figures.draw_priority,
     ),
     "superposed": Part(
-        "superposed drafts beside independent samples",
+        "Programs compared: superposed drafts beside independent samples",
         program_superposed.FULL,
         program_superposed.QUICK,
         program_superposed.Measuring,
@@ -64,7 +47,7 @@ PARTS = {
         program_figures.draw_superposed,
     ),
     "eager": Part(
-        "EAGER beside parallel samples",
+        "Programs compared: EAGER beside parallel samples",
         program_eager.FULL,
         program_eager.QUICK,
         program_eager.Measuring,
@@ -90,22 +73,8 @@ def main(part: str, output: Path | None, quick: bool, threads: int, ngrams: bool
         tables = _write_ngrams(Path(folder)) if ngrams and "superposed" in names else None
         with Sampling(TARGET, threads, tables) as sampling:
             for name in names:
-                made += _measure(name, sampling, quick, command, output)
+                made += PARTS[name].run(f"programs-{name}", sampling, quick, command, output)
     claims.require(made)
-
-
-def _measure(name: str, sampling: Sampling, quick: bool, command: str, output: Path | None) -> list[Claim]:
-    part, began = PARTS[name], time.monotonic()
-    measuring = part.measuring(sampling, part.quick if quick else part.full)
-    with progress(name) as (begin, done):
-        measured = measuring.measure(begin, done)
-    note = f"Model {TARGET}, {(time.monotonic() - began) / 60:.1f} minutes."
-    title = f"Programs compared: {part.title}"
-    publish(f"programs-{name}", title, note, command, part.markdown(measured), part.json(measured), output)
-    if output is not None:
-        part.draw(measured, output / f"programs-{name}.png")
-    made: list[Claim] = measured.claims
-    return made
 
 
 def _write_ngrams(folder: Path) -> Path:
