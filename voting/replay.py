@@ -103,8 +103,9 @@ def _of_problem(
         with naming(problem):
             samples = poll.read(problem)
             for r in range(repeats):
+                order = drawn(samples, max(ks), seed + r)
                 for i, k in enumerate(ks):
-                    grades[m, i, :, r] = _vote(poll, grader, drawn(samples, k, seed + r), gold)
+                    grades[m, i, :, r] = _vote(poll, grader, order[:k], gold)
     return grades
 
 

@@ -75,7 +75,7 @@ def _of_problem(
             full = poll.hold(taken)
             for place, stop in enumerate(stops):
                 watch = stop.over(_looked_at(full, stop))
-                outcome = poll.hold(_renumbered(taken, watch.basis))
+                outcome = poll.hold(renumbered(taken, watch.basis))
                 found[place, :, r] = (
                     poll.grade(outcome, grader, gold),
                     watch.seen,
@@ -97,8 +97,9 @@ def _looked_at(outcome: Outcome, stop: Stop) -> list[tuple[int | None, float]]:
     return [(label.get(one.index), 0.0 if one.mean_logprob is None else one.q) for one in outcome.samples]
 
 
-def _renumbered(samples: Sequence[Sample], basis: range) -> list[Sample]:
-    return [replace(samples[place], index=index) for index, place in enumerate(basis)]
+def renumbered(samples: Sequence[Sample], places: Sequence[int]) -> list[Sample]:
+    """The samples at these places, as if no others had been drawn."""
+    return [replace(samples[place], index=index) for index, place in enumerate(places)]
 
 
 def _says_the_same(outcome: Outcome, full: Outcome, basis: range) -> bool:

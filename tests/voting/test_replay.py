@@ -67,6 +67,16 @@ def test_the_summary_by_hand() -> None:
     assert (found["mean_samples"], found["without_confidence"]) == (4, 0)
 
 
+def test_fewer_samples_are_the_first_of_more() -> None:
+    rng = random.Random(8)
+    made = problem("a", "1", *((rng.choice(["1", "2", "3"]), rng.random()) for _ in range(9)))
+    found = replay([made], [poll("pc")], [2, 5, 9], repeats=6, seed=4)["pc"]
+    for k, grades in found.items():
+        votes = [poll("pc").hold(drawn(made.samples, k, 4 + r)) for r in range(6)]
+        assert grades.confidence[:, 0].tolist() == [vote.confidence for vote in votes]
+        assert grades.credit[:, 0].tolist() == [vote.answer == "1" for vote in votes]
+
+
 @pytest.mark.parametrize("rule", ["sc", "pc", "rpc", "ppl", "verbalised"])
 def test_all_samples_have_no_deviation(rule: str) -> None:
     """Whatever the order, the same votes to the last bit."""

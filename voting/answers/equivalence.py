@@ -52,9 +52,11 @@ class Equivalence:
     def keys(self, answers: Iterable[tuple[str, bool]]) -> list[Key]:
         """The key of each (answer, whether it is an option). An answer that is an option once is one wherever it is
         spelled alike, so that no rung splits what a lower one merges."""
-        spelled = [(normalise(answer), option) for answer, option in answers]
+        given = list(answers)
+        normal = {answer: normalise(answer) for answer in {answer for answer, _ in given}}
+        spelled = [(normal[answer], option) for answer, option in given]
         letters = {text for text, option in spelled if option} if self.numbers else set()
-        known = {text: self._key(text, letters) for text, _ in spelled}
+        known = {text: self._key(text, letters) for text in {text for text, _ in spelled}}
         return [known[text] for text, _ in spelled]
 
     def _key(self, text: str, letters: Collection[str]) -> Key:
