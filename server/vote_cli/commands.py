@@ -36,7 +36,7 @@ Methods = Annotated[str, typer.Option(help="voting rules, with commas between")]
 Params = Annotated[str | None, typer.Option(help='their parameters as JSON: {"rpc": {"min_paths": 16}}')]
 Equiv = Annotated[str, typer.Option(help="which answers are the same: string, exact, math_verify, published, or JSON")]
 ReExtract = Annotated[bool, typer.Option("--re-extract", help="find the answers in the completions anew")]
-Extract = Annotated[str | None, typer.Option(help="how, with --re-extract: a name, or JSON as in a request [auto]")]
+Extract = Annotated[str | None, typer.Option(help="how, with --re-extract: a name, or JSON as in a request (auto)")]
 EndOfReasoning = Annotated[str | None, typer.Option(help="marker after which answers stand, with --re-extract")]
 KeepTruncated = Annotated[bool, typer.Option("--keep-truncated", help="samples that were cut off may vote")]
 RpcOption = Annotated[Rpc, typer.Option(help="published: fit and count as RPC's evaluator does")]
@@ -51,16 +51,16 @@ def run(
     problems: Annotated[
         Path, typer.Argument(help='a problem per line: {"id", "prompt" or "messages", "gold" (the right answer)}')
     ],
-    out: Annotated[Path | None, typer.Option(help="file for the samples [PROBLEMS, as .samples.jsonl]")] = None,
+    out: Annotated[Path | None, typer.Option(help="file for the samples (PROBLEMS, as .samples.jsonl)")] = None,
     url: Annotated[str, typer.Option(help="of the server, up to /v1")] = "http://127.0.0.1:8000/v1",
-    model: Annotated[str | None, typer.Option(help="as the server calls it [the first it lists]")] = None,
+    model: Annotated[str | None, typer.Option(help="as the server calls it (the first it lists)")] = None,
     api_key: Annotated[str | None, typer.Option(envvar="OPENAI_API_KEY", help="sent to the server")] = None,
     endpoint: Annotated[Endpoint, typer.Option(help="which one is asked")] = Endpoint.CHAT,
     samples: Annotated[int, typer.Option(min=1, max=10_000, help="per problem")] = 16,
-    temperature: Annotated[float | None, typer.Option(min=0, help="[the server's]")] = None,
-    top_p: Annotated[float | None, typer.Option(min=0, max=1, help="[the server's]")] = None,
+    temperature: Annotated[float | None, typer.Option(min=0, help="the server's own if absent")] = None,
+    top_p: Annotated[float | None, typer.Option(min=0, max=1, help="the server's own if absent")] = None,
     sampler: Annotated[str | None, typer.Option(help="Drafthouse's field: a name or JSON, as in a request")] = None,
-    max_tokens: Annotated[int | None, typer.Option(min=1, help="per sample [the server's]")] = None,
+    max_tokens: Annotated[int | None, typer.Option(min=1, help="per sample; the server's own limit if absent")] = None,
     seed: Annotated[int, typer.Option(help="requests have seeds made of it; of the shuffles too")] = 0,
     top_logprobs: Annotated[
         int, typer.Option(min=0, max=100, help="alternatives per token behind what iew and deepconf read; 0: none")
@@ -70,7 +70,7 @@ def run(
     retries: Annotated[int, typer.Option(min=0, help="of a request that the server cannot answer now")] = 5,
     methods: Methods = "sc,pc,rpc,ppl",
     params: Params = None,
-    k: Annotated[str | None, typer.Option(help="samples per vote, with commas between [powers of 2]")] = None,
+    k: Annotated[str | None, typer.Option(help="samples per vote, with commas between (powers of 2)")] = None,
     repeats: Repeats = 10,
     equiv: Equiv = "exact",
     extract: Annotated[str, typer.Option(help="which part of a completion is its answer, as in a request")] = "auto",
@@ -81,8 +81,8 @@ def run(
 ) -> None:
     """Draw samples of problems from a server, then compare voting rules on them.
 
-    Works with any OpenAI-compatible server that gives log-probabilities, and for rules
-    that count also without. A run that was stopped goes on when it is started again.
+    Works with any OpenAI-compatible server that gives log-probabilities; rules that count do
+    without. A run that was stopped goes on when it is started again.
 
     \b
     drafthouse vote run problems.jsonl --samples 16 --temperature 0.8
@@ -95,7 +95,7 @@ def run(
 def replay(
     file: File,
     methods: Methods = "sc,pc,rpc,ppl",
-    k: Annotated[str | None, typer.Option(help="samples per vote, with commas between [powers of 2]")] = None,
+    k: Annotated[str | None, typer.Option(help="samples per vote, with commas between (powers of 2)")] = None,
     repeats: Repeats = 10,
     seed: Seed = 0,
     params: Params = None,
@@ -120,7 +120,7 @@ def replay(
 @vote.command()
 def coverage(
     file: File,
-    k: Annotated[str | None, typer.Option(help="samples, with commas between [1, 2, 5, 10, ...]")] = None,
+    k: Annotated[str | None, typer.Option(help="samples, with commas between (1, 2, 5, 10, ...)")] = None,
     seed: Annotated[int, typer.Option(help="of the bootstrap")] = 0,
     equiv: Equiv = "exact",
     re_extract: ReExtract = False,
@@ -138,7 +138,7 @@ def coverage(
 def calibrate(
     file: File,
     methods: Methods = "sc,pc,rpc,ppl",
-    k: Annotated[int | None, typer.Option(min=1, help="samples per vote [all]")] = None,
+    k: Annotated[int | None, typer.Option(min=1, help="samples per vote (all)")] = None,
     bins: Annotated[int, typer.Option(min=1, max=100, help="of the reliability table")] = 10,
     seed: Annotated[int, typer.Option(help="of the shuffle and the bootstrap")] = 0,
     params: Params = None,
@@ -159,10 +159,10 @@ def calibrate(
 def stop(
     file: File,
     stop: Annotated[
-        list[str] | None, typer.Option(help="stopping rule, a name or JSON as in a request; repeatable [all rules]")
+        list[str] | None, typer.Option(help="stopping rule, a name or JSON as in a request; repeatable (all rules)")
     ] = None,
     method: Annotated[str, typer.Option(help="voting rule that gives the answer")] = "sc",
-    samples: Annotated[int | None, typer.Option(min=1, help="drawn at most [40, or all there are]")] = None,
+    samples: Annotated[int | None, typer.Option(min=1, help="drawn at most (40, or all there are)")] = None,
     repeats: Repeats = 10,
     seed: Seed = 0,
     params: Params = None,

@@ -144,7 +144,7 @@ class Run:
                 poll.rule.abstentions(voters, read_values(poll.rule, poll.params, most))
         except SamplerError as error:
             why = "".join(f"; {note}" for note in self.notes)
-            raise CannotGoOn(f"{error}, and the server does not give it{why}. Or choose other --methods") from None
+            raise CannotGoOn(f"{error}, and the server does not give it{why}. Other --methods need less") from None
 
     def _note(self, taken: Sequence[Taken]) -> None:
         known = [one for one in taken if one.sample.mean_logprob is not None]
