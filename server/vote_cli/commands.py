@@ -43,7 +43,7 @@ RpcOption = Annotated[Rpc, typer.Option(help="published: fit and count as RPC's 
 Repeats = Annotated[int, typer.Option(min=1, help="times that the samples are shuffled")]
 Seed = Annotated[int, typer.Option(help="of the first shuffle; the others count on from it")]
 Json = Annotated[Path | None, typer.Option("--json", help="also write the numbers to this file")]
-Plot = Annotated[Path | None, typer.Option(help="also draw a picture (PNG); needs drafthouse[bench]")]
+Plot = Annotated[Path | None, typer.Option(help="also draw a picture (PNG); needs drafthouse\\[bench]")]
 
 
 @vote.command()
