@@ -25,12 +25,12 @@ from models.embedded import TARGET
 SAMPLES = 16
 TARGET_RATIO = 1.1
 PLAIN = f"n = {SAMPLES}"
-_VOTES: Mapping[str, Mapping[str, Any]] = {
+VOTES: Mapping[str, Mapping[str, Any]] = {
     "sc": {"rule": "sc"},
     "rpc": {"rule": "rpc"},
-    "beta": {"rule": "sc", "stop": {"rule": "beta"}},
+    "deepconf": {"rule": "deepconf"},
+    "sc, beta, 4 at once": {"rule": "sc", "stop": "beta", "at_once": 4},
 }
-_DEEPCONF = "deepconf"
 
 
 @dataclass(frozen=True)
@@ -62,10 +62,7 @@ class Cost:
 
 def ways() -> dict[str, dict[str, Any]]:
     """Name -> what a request has beside its prompt."""
-    votes = {
-        name: {"voting": {"samples": SAMPLES, "extract": "hash", **vote}}
-        for name, vote in {**_VOTES, _DEEPCONF: {"rule": "deepconf"}}.items()
-    }
+    votes = {name: {"voting": {"samples": SAMPLES, "extract": "hash", **vote}} for name, vote in VOTES.items()}
     return {PLAIN: {"n": SAMPLES}, **votes}
 
 
@@ -93,7 +90,7 @@ class Measuring:
                         cost.seconds[name].append(seconds)
                         cost.tokens[name] += tokens
                     done()
-        cost.claims = [claim(cost, name) for name in asked if name not in (PLAIN, "beta")]
+        cost.claims = [claim(cost, name) for name in asked if name != PLAIN and "stop" not in asked[name]["voting"]]
         return cost
 
     def _round(self, to: httpx.Client, fields: Mapping[str, Any], seed: int) -> tuple[float, int]:

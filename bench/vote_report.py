@@ -194,17 +194,17 @@ def draws_markdown(draws: Draws) -> list[str]:
         else f"Fitted power law: exp({draws.law.a:.4f} k^{draws.law.b:.3f})."
     )
     return [
-        f"{_samples(size)} Self-consistency over K samples. Of each problem {size.groups} groups of {GROUP} were "
-        "drawn independently and as many by arithmetic sampling; requests with K samples are parts of a group: K in "
-        f"a row, or every ({GROUP}/K)-th code, which is an arithmetic group of K. Deviation: of one problem's credit "
-        "from request to request, root mean square over problems; only requests of different groups are compared. "
-        "Covered: some sample of the request is right.",
+        f"{_samples(size)} Self-consistency over K samples. Of each of the first {size.arithmetic_problems}, "
+        f"{size.groups} groups of {GROUP} were drawn independently and as many by arithmetic sampling; requests with "
+        f"K samples are parts of a group: K in a row, or every ({GROUP}/K)-th code, which is an arithmetic group of "
+        "K. Deviation: of one problem's credit from request to request, root mean square over problems; only "
+        "requests of different groups are compared. Covered: some sample of the request is right.",
         "",
         _INTERVALS,
         "",
         *markdown(header, rows),
         "",
-        f"Coverage of independent samples, the unbiased pass@k of {size.pool}. {law}",
+        f"Coverage of independent samples over all problems, the unbiased pass@k of {size.pool}. {law}",
         "",
         *markdown(("k", "coverage, %", "minus the law, points"), points),
         "",
@@ -226,7 +226,8 @@ def cost_markdown(cost: Cost) -> list[str]:
     return [
         f"{SAMPLES} samples through HTTP, {size.problems} word problems one after the other, {size.rounds} rounds "
         "after one to warm up, all ways in turn in each round, in alternating order, with the same seeds. Median "
-        "(lowest-highest) over rounds; ratios within a round. beta stops drawing where its rule fires.",
+        "(lowest-highest) over rounds; ratios within a round. deepconf reads the 20 most probable tokens of every "
+        "place; beta stops drawing where its rule fires.",
         "",
         *markdown(("way", "ms per prompt", f"over {PLAIN}", "tokens"), rows),
         "",

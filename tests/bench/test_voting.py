@@ -40,6 +40,7 @@ from voting.samples_file import Problem, SamplesFileError, read_problems
 
 TINY = Size(
     problems=2,
+    arithmetic_problems=2,
     groups=1,
     repeats=2,
     special_problems=1,
