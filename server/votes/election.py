@@ -22,7 +22,7 @@ from server.votes.judging import judged
 from server.votes.pot import Pot, Share
 from server.votes.problem import Problem
 from server.votes.request import VoteRequest
-from server.votes.result import Held, decide
+from server.votes.result import Held, basis_of, decide
 from voting.answers.finders import lists_options
 from voting.contract import Drawing, Sample
 from voting.poll import Reading
@@ -128,7 +128,13 @@ class Ballot:
         if not samples:
             raise bad_request("there is no sample to vote on", "voting")
         found = await judged(
-            self._election.vote, self._problem, samples, self._election.state, self._election.model, self._request
+            self._election.vote,
+            self._problem,
+            samples,
+            basis_of(self._watch, samples),
+            self._election.state,
+            self._election.model,
+            self._request,
         )
         samples = found.samples
         try:

@@ -27,17 +27,22 @@ async def judged(
     vote: VoteRequest,
     problem: Problem,
     samples: Sequence[Sample],
+    basis: range,
     state: ServerState,
     model: ServedModel | None,
     origin: Origin,
 ) -> Judged:
-    """model: the one that judges; without one nobody does. Raises a 400 where it cannot read all samples at once."""
+    """basis: of the samples, those that the answer is taken from; the others are not looked at. model: the one that
+    judges; without one nobody does. Raises a 400 where it cannot read all samples at once."""
+    counted = samples[basis.start : basis.stop]
+    before, after = samples[: basis.start], samples[basis.stop :]
     if "scores" in vote.rule.needs(vote.values):
-        found = await scored(vote.values["scorer"], problem, samples, state)
-        return Judged(found.samples, found.flags, Tokens(found.prompt_tokens))
+        found = await scored(vote.values["scorer"], problem, counted, state)
+        return Judged((*before, *found.samples, *after), found.flags, Tokens(found.prompt_tokens))
     if isinstance(vote.rule, Judging) and model is not None:
-        question = vote.rule.ask(problem.text, samples, vote.values, origin.seed)
+        question = vote.rule.ask(problem.text, counted, vote.values, origin.seed)
         if question is not None:
             reply = await consult(model, question.prompt, origin)
-            return Judged(vote.rule.answer(samples, question, reply.text), tokens=reply.tokens)
+            said = vote.rule.answer(counted, question, reply.text)
+            return Judged((*before, *said, *after), tokens=reply.tokens)
     return Judged(samples)

@@ -9,7 +9,7 @@ from typing import Any
 from server.votes.endings import label
 from server.votes.request import VoteRequest
 from voting.answers.clusters import NOT_TRANSITIVE
-from voting.contract import Sample
+from voting.contract import Cluster, Sample
 from voting.outcome import Outcome, hold
 from voting.poll import Reading
 from voting.stopping.watch import Watch, read_stop
@@ -58,8 +58,7 @@ def decide(
     """
     found = reading.partition(samples)
     flags = (*flags, *found.flags)
-    basis = watch.basis if watch.fired else range(len(samples))
-    counted = [samples[place] for place in basis]
+    counted = [samples[place] for place in basis_of(watch, samples)]
     outcome = hold(
         counted, found.clusters, vote.rule, vote.values, use_sample_weights=vote.use_sample_weights, flags=flags
     )
@@ -70,11 +69,18 @@ def decide(
         cert = read_stop("mode_cert").over(labels).report()["cert"]
     for one in (cert, said.get("heuristic")):
         if one is not None:
-            one["target"] = _cluster_of(one["target"], outcome)
+            one["target"] = _place_of(one["target"], found.clusters, outcome)
     void = NOT_IID in flags or NOT_TRANSITIVE in flags or any(sample.weight != 1 for sample in samples)
     return Result(outcome, said, None if void else cert, len(samples))
 
 
-def _cluster_of(member: int | None, outcome: Outcome) -> int | None:
-    """Place of the cluster that a sample is in. None: in none."""
-    return next((place for place, cluster in enumerate(outcome.clusters) if member in cluster.members), None)
+def basis_of(watch: Watch, samples: Sequence[Sample]) -> range:
+    """Places of the samples that the answer is taken from."""
+    return watch.basis if watch.fired else range(len(samples))
+
+
+def _place_of(first: int | None, clusters: Sequence[Cluster], outcome: Outcome) -> int | None:
+    """Place in the outcome of the cluster whose first member is this. That one may have no vote there; None: none of
+    its members has."""
+    members = {index for cluster in clusters if cluster.members[0] == first for index in cluster.members}
+    return next((place for place, one in enumerate(outcome.clusters) if members.intersection(one.members)), None)

@@ -31,6 +31,12 @@ from tests.server.live import Live, fake_state, start
 POSTS = pytest.mark.parametrize("post", [post_chat, post_completion])
 K = 6
 LAST_LETTER = {"extract": {"regex": "[A-Za-z0-9]"}, "on_truncated": "keep", "guard_repetition": False}
+HELPED: dict[str, Any] = {  # what the client's own helper asks for
+    "model": "drafthouse-tiny",
+    "messages": [{"role": "user", "content": "Tom has 3 apples."}],
+    "seed": 7,
+    "max_tokens": 12,
+}
 WHOLE_TEXT = {"extract": "whole", "on_truncated": "keep", "guard_repetition": False}
 PRESETS = {
     "vote": {"voting": {"rule": "pc", "samples": 3, **LAST_LETTER}, "temperature": 0.8},
@@ -294,14 +300,9 @@ def test_the_official_client(client: openai.OpenAI) -> None:
     assert chunks[-1].usage is not None and answer.usage is not None
     assert chunks[-1].usage.completion_tokens == answer.usage.completion_tokens
     assert chunks[-1].drafthouse["voting"] == answer.drafthouse["voting"]  # type: ignore[attr-defined]
-    with client.chat.completions.stream(
-        model="drafthouse-tiny",
-        messages=[{"role": "user", "content": "Tom has 3 apples."}],
-        seed=7,
-        max_tokens=12,
-        extra_body={"voting": voting},
-    ) as helper:
-        assert helper.get_final_completion().choices[0].finish_reason in ("stop", "length")
+    with client.chat.completions.stream(**HELPED, extra_body={"voting": voting}) as helper:
+        deltas = "".join(event.delta for event in helper if event.type == "content.delta")
+    assert deltas == chat(client, **HELPED, voting=voting).choices[0].message.content
 
 
 # --- several prompts, echo
