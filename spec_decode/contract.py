@@ -6,16 +6,21 @@ to the root (the pending token), row i + 1 follows node i.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from enum import IntEnum
-from typing import ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from samplers.contract import Param
 from samplers.registry import Registry
 from samplers.rng import Noise
+
+if TYPE_CHECKING:
+    from spec_decode.verify.batch import DraftBatch
 
 
 class Law(IntEnum):
@@ -31,7 +36,11 @@ class TreeError(ValueError):
 
 @dataclass(frozen=True)
 class DraftTree:
-    """Drafts of one request in generation order; the root is the last committed token and not a node."""
+    """Drafts of one request in generation order; the root is the last committed token and not a node.
+
+    Siblings are verified in this order too. A drawn node whose `q_minus` is positive was drawn without replacement:
+    from its row without the tokens of its earlier siblings of the same row.
+    """
 
     tokens: npt.NDArray[np.int64]  # [N]
     parents: npt.NDArray[np.int32]  # [N], -1: root; parents come before their children
@@ -39,6 +48,20 @@ class DraftTree:
     q_rows: npt.NDArray[np.int32]  # [N] row of `q` a node was drawn from; -1 for ONE_HOT
     q_minus: npt.NDArray[np.float32]  # [N] mass of earlier siblings removed: q(x) / (1 - q_minus) off them
     q: Tensor | None = None  # [rows, V] fp32 probabilities
+    matched: int = 0  # of a draft that was looked up: how many of the last tokens it has been found behind
+
+    @classmethod
+    def one_hot(cls, tokens: Sequence[int], parents: Sequence[int], matched: int = 0) -> DraftTree:
+        """A tree of which nothing was drawn."""
+        count = len(tokens)
+        return cls(
+            np.array(tokens, np.int64),
+            np.array(parents, np.int32),
+            np.full(count, Law.ONE_HOT, np.uint8),
+            np.full(count, -1, np.int32),
+            np.zeros(count, np.float32),
+            matched=matched,
+        )
 
     @property
     def depths(self) -> npt.NDArray[np.int64]:
@@ -63,32 +86,74 @@ class DraftTree:
 
 @dataclass(frozen=True)
 class DraftPlan:
-    """What a drafter may propose in this step."""
+    """What may be proposed for one request in this step. Trees have a fixed form, or grow where they are probable."""
 
     max_nodes: int
     max_depth: int
-    siblings: int = 1
+    form: tuple[int, ...] | None = None  # parents of at most `max_nodes` nodes, siblings best first; None: it grows
+    top_k: int = 1  # of a tree that grows: children of a node, and nodes of one depth that get some
+
+
+@dataclass(frozen=True)
+class DraftAdmission:
+    """What a drafter learns when a slot is taken."""
+
+    tokens: Sequence[int] = ()  # prompt and output so far, as far as they are known to be committed
+    options: Mapping[str, Any] = field(default_factory=dict)  # of the drafter's source: every parameter
+    ending_ids: frozenset[int] = frozenset()  # no draft goes on behind one of them
+    tenant: str | None = None  # whose past outputs may be looked at and added to; None: nobody's
+    temperature: float = 1.0  # of drafts that are drawn; below 1e-5: none are
 
 
 class Drafter(Protocol):
-    """Proposes drafts for one request; every decision depends on committed tokens and its own draws only."""
+    """Proposes drafts for the requests of one engine, whose thread it belongs to. What it remembers of a request is
+    kept under its slot. Every decision depends on committed tokens and its own draws only."""
+
+    def admit(self, slot: int, admission: DraftAdmission) -> None:
+        """Fully overwrite the slot."""
+        ...
+
+    def commit(self, slot: int, tokens: Sequence[int]) -> None:
+        """These follow what has been committed so far; drafts that they contradict are forgotten."""
+        ...
+
+    def propose(self, slots: Sequence[int], plans: Sequence[DraftPlan], noise: Noise) -> list[DraftTree]:
+        """One tree per slot, perhaps an empty one. slots: distinct; noise: of each slot's stream at its step start."""
+        ...
+
+    def fork(self, parent: int, child: int) -> None:
+        """Copy a slot; both go on independently."""
+        ...
+
+    def free(self, slot: int, finished: bool) -> None:
+        """finished: the request has come to its own end, and its output may be kept for its tenant's later ones."""
+        ...
+
+
+class DraftSource(Protocol):
+    """Where drafts come from, as requests name it. Stateless."""
 
     name: ClassVar[str]
+    draws: ClassVar[bool]  # its nodes are drawn, unless a request wants drafts at temperature 0; else all are ONE_HOT
+    branches: ClassVar[bool]  # it can propose several tokens at one position
+    field: ClassVar[str]  # the object of a request that holds its parameters; "": it has none
+    params: ClassVar[tuple[Param, ...]]
 
-    def propose(self, tokens: list[int], plan: DraftPlan, noise: Noise) -> DraftTree:
-        """tokens: prompt and output so far. An empty tree is fine."""
+    def check(self, values: Mapping[str, Any], path: str) -> None:
+        """Raises SamplerError for values that exclude each other."""
         ...
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """Per request b of B: the accepted path and the token that follows it."""
+    """Per request b of B: the accepted path and the token that follows it. D is the depth of the deepest tree."""
 
     path: npt.NDArray[np.int32]  # [B, D + 1] accepted nodes, padded with -1
     n_acc: npt.NDArray[np.int32]  # [B]
-    next_token: npt.NDArray[np.int64]  # [B]
+    next_token: npt.NDArray[np.int64]  # [B]; means nothing where the row it comes from is a failed one
     next_row: npt.NDArray[np.int32]  # [B] target row the next token was drawn from
     examined: npt.NDArray[np.int32]  # [B] nodes the rule looked at
+    repaired: npt.NDArray[np.int32]  # [B] residuals that rounding left without mass; more than a few are an alarm
 
 
 class Verifier(Protocol):
@@ -96,11 +161,13 @@ class Verifier(Protocol):
 
     name: ClassVar[str]
     lossless: ClassVar[bool]
+    params: ClassVar[tuple[Param, ...]]
 
-    def verify(self, trees: list[DraftTree], rows: list[Tensor], noise: Noise) -> Verdict:
-        """rows: per request, processed target probabilities [N + 1, V] fp32."""
+    def verify(self, batch: DraftBatch, noise: Noise, params: Mapping[str, npt.NDArray[np.float64]]) -> Verdict:
+        """noise: one row per request, its position the number of output tokens committed when the step begins;
+        params[name] is [B]. Raises TreeError for a tree that is not of the shape the rule is for."""
         ...
 
 
-DRAFTERS: Registry[Drafter] = Registry("drafter", "drafthouse.drafters")
+DRAFT_SOURCES: Registry[DraftSource] = Registry("draft source", "drafthouse.draft_sources")
 VERIFIERS: Registry[Verifier] = Registry("verifier", "drafthouse.verifiers")
