@@ -16,11 +16,12 @@ from server import document
 from server.boundary import Envelope, Gate
 from server.errors import ApiError, bad_request
 from server.presets import check_presets
-from server.routes import analysis, chat, completions, models, ops, tokenize
+from server.routes import analysis, chat, completions, models, ops, tokenize, votes
 from server.schema.analysis import StepsBody
 from server.schema.chat import ChatBody
 from server.schema.completions import CompletionBody
 from server.schema.tokenize import DetokenizeBody, TokenizeBody
+from server.schema.votes import VerdictBody, VoteBody
 from server.state import VERSION, ServerState, listed_ids
 
 
@@ -43,13 +44,15 @@ def create_app(state: ServerState) -> FastAPI:
         redirect_slashes=False,
     )
     app.state.server = state
-    routers = [module.router for module in (chat, completions, analysis, models, tokenize, ops)]
+    routers = [module.router for module in (chat, completions, votes, analysis, models, tokenize, ops)]
     for router in routers:
         app.include_router(router)
     app.add_exception_handler(HTTPException, _http_error)
     app.add_exception_handler(RequestValidationError, _invalid)
     names = [name for model in state.models for name in listed_ids(model)]
-    document.install(app, [ChatBody, CompletionBody, StepsBody, TokenizeBody, DetokenizeBody], names)
+    document.install(
+        app, [ChatBody, CompletionBody, VoteBody, VerdictBody, StepsBody, TokenizeBody, DetokenizeBody], names
+    )
     app.add_middleware(Gate, state=state)  # the last added is the outermost
     if state.cors_origins:
         app.add_middleware(

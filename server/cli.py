@@ -95,7 +95,11 @@ def serve(
     allow_chat_template: Annotated[
         bool | None, _option("allow_chat_template", "--allow-chat-template/--no-allow-chat-template")
     ] = None,
+    vote_ttl_s: Annotated[float | None, _option("vote_ttl_s")] = None,
+    max_votes: Annotated[int | None, _option("max_votes")] = None,
+    vote_bytes: Annotated[int | None, _option("vote_bytes")] = None,
     scorers: Annotated[list[str] | None, _option("scorers", "--scorer", "--scorers")] = None,
+    code_executor: Annotated[str | None, _option("code_executor")] = None,
     log_level: Annotated[str | None, _option("log_level")] = None,
 ) -> None:
     """Serve a model: the embedded one without arguments, or any Hugging Face decoder.

@@ -24,8 +24,8 @@ class ConfigError(ValueError):
     """A setting is unknown, of the wrong type or out of range; the message names it and where it came from."""
 
 
-class ScorerSettings(BaseModel):
-    """An HTTP endpoint that scores the samples of votes."""
+class EndpointSettings(BaseModel):
+    """An HTTP endpoint that votes ask."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -66,6 +66,9 @@ class ServeConfig(BaseModel):
     )
     max_body_bytes: int = Field(16 * 2**20, ge=1024, description="largest request body")
     max_k: int = Field(512, ge=1, description="largest number of samples of a vote")
+    vote_ttl_s: float = Field(3600.0, gt=0, allow_inf_nan=False, description="seconds that a stored vote is kept")
+    max_votes: int = Field(1024, ge=1, description="stored votes")
+    vote_bytes: int = Field(256 * 2**20, ge=2**20, description="memory for stored votes")
     threads: int | None = Field(None, ge=1, description="CPU threads of the model")
     replay: bool = Field(
         True, description="replay a traced forward pass, on CUDA graphs of it, where the logits are the same"
@@ -74,8 +77,11 @@ class ServeConfig(BaseModel):
     cors_origins: list[str] = Field(default_factory=list, description="origins allowed to call from a browser")
     allow_chat_template: bool = Field(False, description="accept a chat_template in requests")
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="how much is logged")
-    scorers: dict[ScorerName, ScorerSettings] = Field(
+    scorers: dict[ScorerName, EndpointSettings] = Field(
         default_factory=dict, description="NAME=URL of an HTTP endpoint that scores the samples of votes"
+    )
+    code_executor: EndpointSettings | None = Field(
+        None, description="URL of a sandbox that runs the programs of votes against tests"
     )
     presets: dict[str, dict[str, Any]] = Field(default_factory=dict, description="named request fields (file only)")
 
@@ -97,6 +103,12 @@ class ServeConfig(BaseModel):
         if texts and not parts:  # an unset variable of a script must not open the door
             raise ValueError("is empty")
         return parts
+
+    @field_validator("code_executor", mode="before")
+    @classmethod
+    def _from_url(cls, value: Any) -> Any:
+        """Flags and variables say the URL alone."""
+        return {"url": value} if isinstance(value, str) else value
 
     @field_validator("scorers", mode="before")
     @classmethod

@@ -34,7 +34,7 @@ ERROR_SCHEMA = {
 MEANING = {
     400: "The request is wrong; `param` names the field",
     401: "The API key is missing or wrong",
-    404: "No such model or route",
+    404: "No such model, vote or route",
     405: "The route does not know this method",
     413: "The body is too large",
     500: "The server failed",

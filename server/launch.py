@@ -17,6 +17,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
+from typing import TypeVar
 
 import uvicorn
 from fastapi import FastAPI
@@ -27,14 +28,18 @@ from models.embedded import EMBEDDED, locate
 from samplers.model_facts import ModelFacts
 from samplers.programs.ngrams import NgramError, NgramTables
 from server.app import create_app
-from server.config import ConfigError, ScorerSettings, ServeConfig
+from server.config import ConfigError, EndpointSettings, ServeConfig
 from server.state import Limits, ServedModel, ServerState
 from server.text.codec import TextCodec
+from server.votes.endpoint import Endpoint
+from server.votes.executor import CodeExecutor
 from server.votes.scoring.endpoint import RewardEndpoint
+from server.votes.store import VoteStore
 from voting.scorers import LIKELIHOOD, SCORERS
 
 log = logging.getLogger(__name__)
 OnFatal = Callable[[BaseException], None]  # called from the engine thread when the engine has died
+E = TypeVar("E", bound=Endpoint)
 LAST_WORDS_S = 2.0  # for errors to reach clients whose requests were ended
 FATAL_EXIT = 70  # the engine died; a supervisor should start us again
 
@@ -99,22 +104,28 @@ def load_ngrams(file: str, codec: TextCodec) -> NgramTables:
     return tables
 
 
-def reward_endpoints(configured: Mapping[str, ScorerSettings]) -> dict[str, RewardEndpoint]:
+def reward_endpoints(configured: Mapping[str, EndpointSettings]) -> dict[str, RewardEndpoint]:
     """By name. Raises ConfigError."""
     endpoints = {}
     for name, settings in configured.items():
         if name == LIKELIHOOD or name in SCORERS:
             raise ConfigError(f"setting 'scorers': there is a scorer '{name}' already")
-        key = None
-        if settings.api_key_env is not None and not (key := os.environ.get(settings.api_key_env)):
-            raise ConfigError(f"setting 'scorers.{name}.api_key_env': the variable {settings.api_key_env} is not set")
-        endpoints[name] = RewardEndpoint(str(settings.url), settings.timeout_s, key)
+        endpoints[name] = _endpoint(RewardEndpoint, settings, f"scorers.{name}")
     return endpoints
+
+
+def _endpoint(kind: type[E], settings: EndpointSettings, setting: str) -> E:
+    """Raises ConfigError."""
+    key = None
+    if settings.api_key_env is not None and not (key := os.environ.get(settings.api_key_env)):
+        raise ConfigError(f"setting '{setting}.api_key_env': the variable {settings.api_key_env} is not set")
+    return kind(str(settings.url), settings.timeout_s, key)
 
 
 def build_state(config: ServeConfig, on_fatal: OnFatal | None = None) -> ServerState:
     """Load every model the configuration names. Raises as `serve_model`, and ConfigError."""
     scorers = reward_endpoints(config.scorers)
+    executor = None if config.code_executor is None else _endpoint(CodeExecutor, config.code_executor, "code_executor")
     served = [serve_model(config.model, config, config.served_name, on_fatal)]
     if config.draft_model is not None:
         if config.draft_model in (config.model, config.served_name):
@@ -131,6 +142,8 @@ def build_state(config: ServeConfig, on_fatal: OnFatal | None = None) -> ServerS
         ),
         cors_origins=tuple(config.cors_origins),
         scorers=scorers,
+        code_executor=executor,
+        votes=VoteStore(config.vote_ttl_s, config.max_votes, config.vote_bytes),
     )
 
 

@@ -5,9 +5,9 @@ Engine figures are read from the runners when somebody scrapes; only HTTP and la
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -67,7 +67,8 @@ class RunnerCollector(Collector):
 class Metrics:
     """What the routes count."""
 
-    def __init__(self, runners: Mapping[str, Runner]) -> None:
+    def __init__(self, runners: Mapping[str, Runner], votes_open: Callable[[], int] = lambda: 0) -> None:
+        """votes_open: how many stored votes verdicts may change."""
         self.registry = CollectorRegistry()
         self.registry.register(RunnerCollector(runners))
         labels = ["model"] if len(runners) > 1 else []
@@ -87,6 +88,13 @@ class Metrics:
             "drafthouse_vote_samples", "Samples of votes, by what became of them", ["rule", "fate"],
             registry=self.registry,
         )  # fmt: skip
+
+        self.verdicts = Counter(
+            "drafthouse_verdicts", "Verdicts on stored votes", ["verdict", "target"], registry=self.registry
+        )
+        Gauge("drafthouse_votes_open", "Stored votes that verdicts may change", registry=self.registry).set_function(
+            votes_open
+        )
 
     def vote(self, rule: str, used: int, discarded: int) -> None:
         self._votes.labels(rule).inc()

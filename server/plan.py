@@ -42,14 +42,15 @@ from voting.contract import Drawing
 WHOLE_ANSWER_INTERVAL_S = 0.1
 XARGS = ("sampler", "spec_decode", "voting")
 B = TypeVar("B", bound=GenerationBody)
+B_co = TypeVar("B_co", bound=GenerationBody, covariant=True)
 
 
 @dataclass(frozen=True)
-class Call(Generic[B]):
+class Call(Generic[B_co]):
     """A checked request: its body with the preset merged in, and the layers it came from."""
 
     state: ServerState
-    body: B
+    body: B_co
     model: ServedModel
     request: Mapping[str, Any]  # as sent
     preset: Mapping[str, Any]
@@ -82,15 +83,24 @@ class Plan:
 async def read_call(request: Request, state: ServerState, kind: type[B]) -> Call[B]:
     """Parse and check a generation request."""
     arrived = time.perf_counter()
-    known = (*kind.model_fields, *PASSED_SAMPLING, *HANDLED, *INERT)
+    raw, body = await read_body_as(request, state.limits.body_bytes, kind, lambda raw: prepared(request, raw, kind))
+    return checked(state, kind, raw, body, arrived)
 
-    def prepare(raw: dict[str, Any]) -> dict[str, Any]:
-        suggest_request_id(request, raw.get("request_id") or raw.get("rid"))
-        refuse_look_alikes(raw, known)
-        refuse_foreign(raw, kind)
-        return expand_xargs(raw)
 
-    raw, body = await read_body_as(request, state.limits.body_bytes, kind, prepare)
+def prepared(request: Request, raw: dict[str, Any], kind: type[B]) -> dict[str, Any]:
+    """The fields of a body as sent, ready to be validated as `kind`."""
+    suggest_request_id(request, raw.get("request_id") or raw.get("rid"))
+    refuse_look_alikes(raw, _known(kind))
+    refuse_foreign(raw, kind)
+    return expand_xargs(raw)
+
+
+def _known(kind: type[GenerationBody]) -> tuple[str, ...]:
+    return (*kind.model_fields, *PASSED_SAMPLING, *HANDLED, *INERT)
+
+
+def checked(state: ServerState, kind: type[B], raw: Mapping[str, Any], body: B, arrived: float) -> Call[B]:
+    """The call of a body that has been prepared and validated. arrived: time.perf_counter()."""
     model, preset_name = state.find(body.model)
     preset: Mapping[str, Any] = {}
     if preset_name is not None:
@@ -98,7 +108,7 @@ async def read_call(request: Request, state: ServerState, kind: type[B]) -> Call
         body = validate(kind, merged(raw, preset))
     refuse_unavailable(merged(raw, preset))
     check_common(body, model.runner.vocab_size)
-    log_unknown(raw, known, state.logged_names)
+    log_unknown(raw, _known(kind), state.logged_names)
     vote = None if body.voting is None else read_vote(body.voting, state.limits.max_k)
     return Call(state, body, model, raw, preset, arrived, vote)
 

@@ -5,7 +5,7 @@ Nothing that would change what is generated is ever accepted and then ignored.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from server.errors import bad_request, check_ids, refuse, unavailable
@@ -14,6 +14,7 @@ from server.schema.chat import ChatBody
 from server.schema.common import PASSED_SAMPLING, GenerationBody
 from server.schema.completions import CompletionBody
 from server.schema.fields import Body
+from server.schema.votes import ChatVoteBody, CompletionVoteBody, SamplesVoteBody
 
 STRUCTURED = (
     "structured_outputs", "guided_json", "guided_regex", "guided_choice", "guided_grammar",
@@ -44,20 +45,26 @@ HANDLED = (*STRUCTURED, "guided_decoding_backend", *UNAVAILABLE)
 _NO_EFFECT_ANYWHERE = {"parallel_tool_calls", "include_reasoning", "separate_reasoning"}
 _CHAT = ChatBody.model_fields.keys() - _NO_EFFECT_ANYWHERE
 _COMPLETION = set(CompletionBody.model_fields)
-_FOREIGN = {
-    ChatBody: (_COMPLETION - _CHAT, "/v1/completions"),
-    CompletionBody: (_CHAT - _COMPLETION, "/v1/chat/completions"),
-    StepsBody: ({*_CHAT, *_COMPLETION, *PASSED_SAMPLING, *HANDLED} - set(StepsBody.model_fields), "other endpoints"),
+_VOTES = {"code", "samples_data"}
+_ALL = {*_CHAT, *_COMPLETION, *_VOTES, *PASSED_SAMPLING, *HANDLED}
+# names and whose they are
+_FOREIGN: Mapping[type[Body], Sequence[tuple[set[str], str]]] = {
+    ChatBody: ((_COMPLETION - _CHAT, "/v1/completions"), (_VOTES, "/v1/votes")),
+    CompletionBody: ((_CHAT - _COMPLETION, "/v1/chat/completions"), (_VOTES, "/v1/votes")),
+    StepsBody: ((_ALL - set(StepsBody.model_fields), "other endpoints"),),
+    ChatVoteBody: ((_COMPLETION - _CHAT, "votes on a 'prompt'"),),
+    CompletionVoteBody: ((_CHAT - _COMPLETION, "votes on 'messages'"),),
+    SamplesVoteBody: ((_ALL - set(SamplesVoteBody.model_fields), "votes that draw their samples"),),
 }
 _ASKS_FOR_NOTHING: tuple[Any, ...] = (None, False, "none", ["text"])
 
 
 def refuse_foreign(fields: Mapping[str, Any], kind: type[Body]) -> None:
     """Check a body as sent for fields that belong to another endpoint."""
-    names, home = _FOREIGN.get(kind, (set(), ""))
+    homes = {name: home for names, home in _FOREIGN.get(kind, ()) for name in names}
     for name in fields:
-        if name in names and not any(fields[name] is one or fields[name] == one for one in _ASKS_FOR_NOTHING):
-            refuse(f"'{name}' is a field of {home}", name)
+        if name in homes and not any(fields[name] is one or fields[name] == one for one in _ASKS_FOR_NOTHING):
+            refuse(f"'{name}' is a field of {homes[name]}", name)
 
 
 def refuse_unavailable(fields: Mapping[str, Any]) -> None:

@@ -15,9 +15,11 @@ from server.errors import ApiError
 from server.metrics import Metrics
 from server.text.codec import TextCodec
 from server.text.covers import CoverFinder
+from server.votes.store import VoteStore
 from voting.answers.math_pool import MathPool
 
 if TYPE_CHECKING:
+    from server.votes.executor import CodeExecutor
     from server.votes.scoring.endpoint import RewardEndpoint
 
 VERSION = "0.1.0"
@@ -84,6 +86,8 @@ class ServerState:
     limits: Limits = field(default_factory=Limits)
     cors_origins: tuple[str, ...] = ()
     scorers: Mapping[str, RewardEndpoint] = field(default_factory=dict)  # of votes, by name
+    code_executor: CodeExecutor | None = None  # of votes among programs
+    votes: VoteStore = field(default_factory=VoteStore)
     draining: bool = False
     in_flight: int = 0  # requests between their first byte and the end of their response
     logged_names: set[str] = field(default_factory=set)  # unknown request fields already logged
@@ -95,7 +99,7 @@ class ServerState:
         ids = [model.id for model in self.models]
         if len(set(ids)) < len(ids):
             raise ValueError(f"two served models share an id: {', '.join(ids)}")
-        self.metrics = Metrics({model.id: model.runner for model in self.models})
+        self.metrics = Metrics({model.id: model.runner for model in self.models}, lambda: self.votes.open)
 
     @cached_property
     def math_pool(self) -> MathPool:
@@ -108,6 +112,8 @@ class ServerState:
             await model.runner.close(grace_s)
         for scorer in self.scorers.values():
             await scorer.close()
+        if self.code_executor is not None:
+            await self.code_executor.close()
         if "math_pool" in self.__dict__:
             await asyncio.to_thread(self.math_pool.close)
 

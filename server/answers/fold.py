@@ -69,13 +69,7 @@ class Folded:
     def usage(self) -> dict[str, Any]:
         prompt = sum(len(one.ids) for one in self.plan.prompts) + self.hidden.prompt
         completion = self.completion_tokens + self.hidden.completion
-        return {
-            "prompt_tokens": prompt,
-            "completion_tokens": completion,
-            "total_tokens": prompt + completion,
-            "prompt_tokens_details": {"cached_tokens": sum(self.cached.values())},
-            "completion_tokens_details": {"reasoning_tokens": 0},
-        }
+        return usage(Tokens(prompt, completion), sum(self.cached.values()))
 
     def tell(self) -> dict[str, Any]:
         """What the chunk with the report gets."""
@@ -108,6 +102,17 @@ class Folded:
         """An object, or a list of them where there are several prompts."""
         reports = [said.get(prompt) for prompt in range(len(self.plan.prompts))]
         return reports[0] if len(reports) == 1 else reports
+
+
+def usage(tokens: Tokens, cached: int) -> dict[str, Any]:
+    """cached: tokens of prompts that the prefix cache had."""
+    return {
+        "prompt_tokens": tokens.prompt,
+        "completion_tokens": tokens.completion,
+        "total_tokens": tokens.prompt + tokens.completion,
+        "prompt_tokens_details": {"cached_tokens": cached},
+        "completion_tokens_details": {"reasoning_tokens": 0},
+    }
 
 
 async def fold(plan: Plan, steps: AsyncIterable[Step]) -> Folded:

@@ -10,7 +10,7 @@ from server.answers.chat import ChatAnswer
 from server.answers.logprobs import TokenNames
 from server.document import generation_operation
 from server.errors import refuse
-from server.plan import make_plan, read_call
+from server.plan import Call, make_plan, read_call
 from server.prompt_boundary import cover_prompts
 from server.prompts import chat_prompt, truncation
 from server.routes.common import respond, state_of
@@ -23,9 +23,13 @@ router = APIRouter()
 @router.post("/v1/chat/completions", **generation_operation(ChatBody, "Answer a conversation"))
 async def chat_completions(request: Request) -> Response:
     """Answer a conversation."""
-    state = state_of(request)
-    call = await read_call(request, state, ChatBody)
-    body, model = call.body, call.model
+    call = await read_call(request, state_of(request), ChatBody)
+    return await respond(request, await chat_answer(call))
+
+
+async def chat_answer(call: Call[ChatBody]) -> ChatAnswer:
+    """What a checked call is answered with, once its plan has been run."""
+    state, body, model = call.state, call.body, call.model
     _check(body)
     named = "max_tokens" if body.max_completion_tokens is None else "max_completion_tokens"
     wanted = body.max_tokens if body.max_completion_tokens is None else body.max_completion_tokens
@@ -50,7 +54,7 @@ async def chat_completions(request: Request) -> Response:
         problems=[] if call.vote is None else [chat_problem(model, body, state.limits)],
     )
     last = body.messages[-1]
-    answer = ChatAnswer(
+    return ChatAnswer(
         plan=plan,
         names=TokenNames(model.tokenizer, bool(body.return_tokens_as_token_ids)),
         top=top,
@@ -58,7 +62,6 @@ async def chat_completions(request: Request) -> Response:
         token_ids=bool(body.return_token_ids),
         prefix=(last.text() or "") if body.echo and last.role == "assistant" else "",
     )
-    return await respond(request, answer)
 
 
 def _check(body: ChatBody) -> None:

@@ -10,7 +10,7 @@ from server.answers.completions import CompletionAnswer
 from server.answers.logprobs import TokenNames
 from server.document import generation_operation
 from server.errors import refuse, unavailable
-from server.plan import make_plan, read_call
+from server.plan import Call, make_plan, read_call
 from server.prompt_boundary import cover_prompts
 from server.prompts import completion_prompts, truncation
 from server.routes.common import respond, state_of
@@ -25,9 +25,13 @@ DEFAULT_MAX_TOKENS = 16
 @router.post("/v1/completions", **generation_operation(CompletionBody, "Continue one or several prompts"))
 async def completions(request: Request) -> Response:
     """Continue one or several prompts."""
-    state = state_of(request)
-    call = await read_call(request, state, CompletionBody)
-    body, model = call.body, call.model
+    call = await read_call(request, state_of(request), CompletionBody)
+    return await respond(request, await completion_answer(call))
+
+
+async def completion_answer(call: Call[CompletionBody]) -> CompletionAnswer:
+    """What a checked call is answered with, once its plan has been run."""
+    state, body, model = call.state, call.body, call.model
     _check(body, state.limits)
     echo = bool(body.echo)
     shown = body if call.vote is None else instructed_completion(body, call.vote)
@@ -52,7 +56,7 @@ async def completions(request: Request) -> Response:
         coverings=await cover_prompts(model, body.prompt_boundary if body.max_tokens != 0 else None, prompts),
         problems=[] if call.vote is None else completion_problems(model, body, prompts),
     )
-    answer = CompletionAnswer(
+    return CompletionAnswer(
         plan=plan,
         names=TokenNames(model.tokenizer, bool(body.return_tokens_as_token_ids)),
         top=body.logprobs,
@@ -60,7 +64,6 @@ async def completions(request: Request) -> Response:
         token_ids=bool(body.return_token_ids),
         echo=echo,
     )
-    return await respond(request, answer)
 
 
 def _check(body: CompletionBody, limits: Limits) -> None:

@@ -9,7 +9,7 @@ import difflib
 import json
 import logging
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from pydantic import ValidationError
@@ -21,6 +21,7 @@ from server.schema.fields import Body
 
 log = logging.getLogger(__name__)
 T = TypeVar("T", bound=Body)
+R = TypeVar("R")
 MAX_LOGGED_NAMES = 1000
 
 # A constraint under a name we do not know would otherwise give unconstrained text with status 200.
@@ -42,13 +43,18 @@ async def read_body_as(
     prepare: Callable[[dict[str, Any]], dict[str, Any]] = lambda fields: fields,
 ) -> tuple[dict[str, Any], T]:
     """The body as a JSON object that `prepare` may have changed, and as `kind`."""
-    raw = await read_body(request, limit_bytes)
 
-    def work() -> tuple[dict[str, Any], T]:
-        fields = prepare(parse_json(raw))
+    def work(fields: dict[str, Any]) -> tuple[dict[str, Any], T]:
+        fields = prepare(fields)
         return fields, validate(kind, fields)
 
-    return await offload(len(raw), work)
+    return await read_fields(request, limit_bytes, work)
+
+
+async def read_fields(request: Request, limit_bytes: int, work: Callable[[dict[str, Any]], R]) -> R:
+    """What `work` makes of the body as a JSON object; a large one holds up nobody."""
+    raw = await read_body(request, limit_bytes)
+    return await offload(len(raw), lambda: work(parse_json(raw)))
 
 
 async def read_body(request: Request, limit_bytes: int) -> bytes:
@@ -115,7 +121,7 @@ def refuse_look_alikes(body: dict[str, Any], known: Iterable[str]) -> None:
             )
 
 
-def log_unknown(body: dict[str, Any], known: Iterable[str], logged: set[str]) -> None:
+def log_unknown(body: Mapping[str, Any], known: Iterable[str], logged: set[str]) -> None:
     """Once per name and server."""
     for name in body.keys() - set(known) - logged:
         if len(logged) < MAX_LOGGED_NAMES:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from server.errors import refuse
@@ -48,10 +49,13 @@ def chat_problem(model: ServedModel, body: ChatBody, limits: Limits) -> Problem:
         longer = body.model_copy(update={"messages": [*body.messages, *turns]})
         return await chat_prompt(model, longer, limits, model.runner.max_model_len, None)
 
-    said = [(message.role, message.text() or "") for message in body.messages]
+    return replace(conversation(body.messages), continued=bool(body.continue_final_message), follow=follow)
+
+
+def conversation(messages: Sequence[Message]) -> Problem:
+    said = [(message.role, message.text() or "") for message in messages]
     text = said[0][1] if len(said) == 1 else GAP.join(f"{role}: {content}" for role, content in said)
-    messages = [message.model_dump(exclude_none=True) | {"content": message.text()} for message in body.messages]
-    return Problem(text, messages, bool(body.continue_final_message), follow)
+    return Problem(text, [message.model_dump(exclude_none=True) | {"content": message.text()} for message in messages])
 
 
 def completion_problems(model: ServedModel, body: CompletionBody, prompts: Sequence[PromptInput]) -> list[Problem]:
