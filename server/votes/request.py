@@ -27,7 +27,7 @@ _FOUND_BY_VOTES = frozenset(
     (
         "id", "used_samples", "k_distinct", "dedupe_key", "answer", "confidence", "tie", "abstain_rate", "clusters",
         "baseline_sc", "pruning", "details", "weight_source", "fallback", "flags", "cert", "tokens", "budget",
-        "sample_records",
+        "sample_records", "codes", "tests", "next_test",
     )
 )  # fmt: skip
 _FOUND_BY_STOPS = frozenset(("fired_at", "value", "cert", "heuristic"))
@@ -92,9 +92,7 @@ def read_vote(value: Mapping[str, Any], max_k: int, path: str = "voting") -> Vot
     rule = VOTING_RULES.get(name, f"{path}.rule")
     stop = read_stop(_asked(given.get("stop")), f"{path}.stop")
     usual = min(stop.rule.default_samples or rule.default_samples, max_k)
-    samples = int(
-        Param("samples", int, usual, low=1, high=max_k).check(given.get("samples", usual), f"{path}.samples")
-    )
+    samples = int(Param("samples", int, usual, low=1, high=max_k).check(given.get("samples", usual), f"{path}.samples"))
     at_once = given.get("at_once")
     if at_once is not None:
         at_once = Param("at_once", int, 1, low=1, high=max_k).check(at_once, f"{path}.at_once")
