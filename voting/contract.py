@@ -147,7 +147,7 @@ class Judging(Protocol):
         ...
 
     def answer(self, samples: Sequence[Sample], question: Question, reply: str) -> list[Sample]:
-        """The samples, with what the reply says about them in their scores."""
+        """The samples, with what the reply says about them in their scores, under the rule's name."""
         ...
 
 

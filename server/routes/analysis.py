@@ -13,10 +13,12 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from engine.runners.base import Capability
+from server.answers.fold import usage
 from server.boundary import suggest_request_id
 from server.disconnect import while_connected
 from server.document import operation
 from server.errors import refuse, unavailable
+from server.generate import Tokens
 from server.jsontext import dumps
 from server.offload import offload
 from server.presets import merged
@@ -135,11 +137,5 @@ def _answer(body: StepsBody, texts: list[str], whole: Derivation, found: Analysi
             }
             for index, (start, text, ids, importance, nll_without, kind) in enumerate(columns)
         ],
-        "usage": {
-            "prompt_tokens": found.prompt_tokens,
-            "completion_tokens": 0,
-            "total_tokens": found.prompt_tokens,
-            "prompt_tokens_details": {"cached_tokens": found.cached_tokens},
-            "completion_tokens_details": {"reasoning_tokens": 0},
-        },
+        "usage": usage(Tokens(found.prompt_tokens), found.cached_tokens),
     }

@@ -23,10 +23,10 @@ from server.votes.request import VoteRequest, read_vote
 from server.votes.result import NOT_IID, Held, basis_of, decide
 from server.votes.scoring import check_scorer
 from voting.answers.finders import lists_options
-from voting.contract import Drawing, Judging, Sample
+from voting.contract import Drawing, Sample
 from voting.records import read_sample
 from voting.rule import unrecorded, voters
-from voting.scorers import LIKELIHOOD, name_of
+from voting.scorers import name_of
 
 FIELD = "samples_data"
 _OF_DRAWING = ("at_once", "reallocate")
@@ -62,16 +62,16 @@ def read_given(body: SamplesVoteBody, state: ServerState) -> Given:
     recorded = asked.get("extract") is None and any(sample.answer is not None for sample in samples)
     if asked.get("extract") is None and body.code is not None:
         asked["extract"] = "code"
-    vote = read_vote({**asked, "samples": asked.get("samples") or len(samples)}, state.limits.max_k)
+    if asked.get("samples") is None:
+        asked["samples"] = len(samples)
+    vote = read_vote(asked, state.limits.max_k)
     if recorded:
         vote = replace(vote, given={**vote.given, "extract": None})
-    _check(vote, len(samples), state)
-    if "scores" in vote.rule.needs(vote.values) and not _has_scores(vote, samples):
-        check_scorer(vote.values["scorer"], state, "voting.params.scorer")
+    _check(vote, len(samples))
     return Given(vote, recorded, tuple(samples), paths)
 
 
-def _check(vote: VoteRequest, samples: int, state: ServerState) -> None:
+def _check(vote: VoteRequest, samples: int) -> None:
     if vote.samples != samples:
         refuse(f"'voting.samples' is not the number of samples in '{FIELD}', {samples}", "voting.samples")
     for name in _OF_DRAWING:
@@ -86,13 +86,10 @@ def _depends(vote: VoteRequest) -> bool:
     return vote.rule.drawing(vote.values) is not Drawing.INDEPENDENT
 
 
-def _has_scores(vote: VoteRequest, samples: Sequence[Sample]) -> bool:
-    """Whether somebody has been asked before, so that nobody has to be asked again."""
-    if isinstance(vote.rule, Judging):
-        return any(vote.rule.name in sample.scores for sample in samples)
-    if "scores" not in vote.rule.needs(vote.values) or vote.values["scorer"] == LIKELIHOOD:
-        return False
-    return any(name_of(vote.values["scorer"]) in sample.scores for sample in samples)
+def _has_been_judged(vote: VoteRequest, samples: Sequence[Sample]) -> bool:
+    """Whether scores are recorded that the rule reads, so that nobody has to be asked again."""
+    name = name_of(vote.values["scorer"]) if "scores" in vote.rule.needs(vote.values) else vote.rule.name
+    return any(name in sample.scores for sample in voters(samples))
 
 
 async def hold_given(
@@ -109,9 +106,11 @@ async def hold_given(
     await asyncio.to_thread(box.take, given.samples)
     _check_recorded(given, box.samples)
     flags = (NOT_IID,) if _depends(vote) else ()
-    if _has_scores(vote, box.samples):
+    if _has_been_judged(vote, box.samples):
         found = Judged(box.samples)
     else:
+        if "scores" in vote.rule.needs(vote.values):
+            check_scorer(vote.values["scorer"], state, "voting.params.scorer")
         found = await judged(vote, problem, box.samples, basis_of(watch, box.samples), state, model, origin)
     try:
         result = await asyncio.to_thread(decide, vote, found.samples, reading, watch, (*flags, *found.flags))

@@ -22,9 +22,10 @@ from schemathesis.specs.openapi.checks import (
 from tests.acceptance.reference import MODEL
 
 pytestmark = pytest.mark.slow
-CHAT, TEXT = "/v1/chat/completions", "/v1/completions"
+CHAT, TEXT, VOTES = "/v1/chat/completions", "/v1/completions", "/v1/votes"
 POSTS = (CHAT, TEXT, "/tokenize", "/detokenize")
 REQUIRED = {CHAT: ("model", "messages"), TEXT: ("model", "prompt"), "/tokenize": (), "/detokenize": ("tokens",)}
+KEPT = REQUIRED | {VOTES: ("model", "messages", "prompt", "samples_data")}
 EXAMPLES = 40  # per operation and mode
 MAX_TOKENS = 8
 DEEP = 100_000
@@ -70,9 +71,9 @@ def send(server: str, case: Case) -> int:
 def thin(case: Case, kept: set[int]) -> None:
     """Leaves a few optional fields, as all together exclude each other, and answers that do not take long."""
     body, path = case.body, case.operation.path
-    if not isinstance(body, dict) or path not in (CHAT, TEXT):
+    if not isinstance(body, dict) or path not in (CHAT, TEXT, VOTES):
         return
-    for at, name in enumerate(sorted(body.keys() - set(REQUIRED[path]))):
+    for at, name in enumerate(sorted(body.keys() - set(KEPT[path]))):
         if at not in kept:
             del body[name]
     for name, most in (("max_tokens", MAX_TOKENS), ("max_completion_tokens", MAX_TOKENS), ("n", 3), ("best_of", 4)):
