@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 
 from engine.request import DecodeRequest
 from samplers.contract import SamplerError
@@ -38,11 +39,11 @@ class Election:
     model: ServedModel
     flags: tuple[str, ...]  # what is known about the samples before they are drawn
     whole: bool  # the winner's text may come at once
-    pot: Pot | None = field(init=False)
 
-    def __post_init__(self) -> None:
-        pot = Pot(len(self.problems), self.vote.samples) if self.vote.reallocate else None
-        object.__setattr__(self, "pot", pot)
+    @cached_property
+    def pot(self) -> Pot | None:
+        """What its prompts have in common. None: each keeps to its own samples."""
+        return Pot(len(self.problems), self.vote.samples) if self.vote.reallocate else None
 
     async def steps(self, prompt: int, request: DecodeRequest, draw: Draw) -> AsyncGenerator[Step]:
         """First a step with an empty event, so that a stream can begin; the winner's events in the last one."""
