@@ -1,0 +1,185 @@
+"""Draft trees of several requests side by side, with the target rows they are judged by.
+
+Structure lives on the host as padded numpy arrays, rows stay on their device; nothing is copied that is as wide as the
+vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from spec_decode.contract import DraftTree, Law, TreeError
+
+Ids = npt.NDArray[np.int64]
+Mask = npt.NDArray[np.bool_]
+Scores = npt.NDArray[np.float64]
+ROOT, ABSENT = -1, -2  # as parents: of the children of the root; of what pads a smaller tree
+
+
+@dataclass(frozen=True)
+class DraftBatch:
+    """B trees of at most N >= 1 nodes. A place in a tree is a node, or -1 for the root."""
+
+    tokens: Ids  # [B, N]
+    parents: Ids  # [B, N] places; ABSENT pads
+    laws: npt.NDArray[np.uint8]  # [B, N] Law
+    q_rows: Ids  # [B, N] row of `q`; -1 for ONE_HOT
+    thinned: Mask  # [B, N] drawn from its row without the tokens of earlier siblings of the row
+    p: Tensor  # [R, V] processed target probabilities, fp32 or fp64; a failed row holds anything
+    roots: Ids  # [B] row of `p` of each root; node i has the i-th row after it
+    q: Tensor  # [Q, V] draft probabilities, fp32 or fp64
+    drawn: Tensor | None = None  # [R] int64 what the request's own draw picks from each row, where it has been asked
+
+    @classmethod
+    def of(cls, trees: Sequence[DraftTree], p: Tensor, roots: npt.ArrayLike, drawn: Tensor | None = None) -> DraftBatch:
+        """p and drawn may hold rows of others as well. Trees that share a `q` share its memory here, too."""
+        shape = len(trees), max((1, *(len(tree.tokens) for tree in trees)))  # indices need a column
+        tokens, parents = np.zeros(shape, np.int64), np.full(shape, ABSENT)
+        laws, q_rows, thinned = np.zeros(shape, np.uint8), np.full(shape, -1), np.zeros(shape, bool)
+        buffers = {id(tree.q): tree.q for tree in trees if tree.q is not None}
+        ends = np.cumsum([0, *map(len, buffers.values())])
+        first = dict(zip(buffers, ends.tolist(), strict=False))
+        for b, tree in enumerate(trees):
+            place = b, slice(len(tree.tokens))
+            tokens[place], parents[place], laws[place] = tree.tokens, tree.parents, tree.laws
+            q_rows[place] = np.where(tree.laws == Law.DENSE, tree.q_rows + first.get(id(tree.q), 0), -1)
+            thinned[place] = (tree.laws == Law.DENSE) & (tree.q_minus > 0)
+        rows = list(buffers.values())
+        q = p[:0] if not rows else rows[0] if len(rows) == 1 else torch.cat(rows)
+        return cls(tokens, parents, laws, q_rows, thinned, p, np.asarray(roots, np.int64), q, drawn)
+
+    def __len__(self) -> int:
+        return len(self.tokens)
+
+    @property
+    def nodes(self) -> int:
+        return self.tokens.shape[1]
+
+    @cached_property
+    def present(self) -> Mask:
+        """[B, N]"""
+        return self.parents != ABSENT
+
+    @cached_property
+    def depths(self) -> Ids:
+        """[B, N + 1] by place + 1: 0 for the root, 1 for its children."""
+        depths = np.zeros((len(self), self.nodes + 1), np.int64)
+        every = np.arange(len(self))
+        for node in range(self.nodes):
+            depths[:, node + 1] = (depths[every, self.parents[:, node] + 1] + 1) * self.present[:, node]
+        return depths
+
+    @property
+    def depth(self) -> int:
+        """Of the deepest tree."""
+        return int(self.depths.max(initial=0))
+
+    @cached_property
+    def siblings(self) -> Mask:
+        """[B, N, N] whether two nodes, perhaps the same, have one parent."""
+        return (self.parents[:, :, None] == self.parents[:, None, :]) & self.present[:, None, :]
+
+    @cached_property
+    def preorder(self) -> Ids:
+        """[B, N + 1] by place + 1: when a depth-first walk from the root comes by."""
+        sizes, order = np.ones((len(self), self.nodes), np.int64), np.zeros((len(self), self.nodes + 1), np.int64)
+        for node in reversed(range(self.nodes)):
+            sizes[:, node] += (sizes * (self.parents == node)).sum(1)
+        every = np.arange(len(self))
+        for node in range(self.nodes):
+            elder = (sizes * self._elder[:, node]).sum(1)
+            order[:, node + 1] = order[every, self.parents[:, node] + 1] + 1 + elder
+        return order
+
+    @cached_property
+    def children(self) -> Ids:
+        """[B, N + 1, C] by place + 1: children in verification order, then at least one -1."""
+        ranks = self._elder.sum(2)
+        table = np.full((len(self), self.nodes + 1, int(ranks.max(initial=-1)) + 2), -1)
+        requests, nodes = self.present.nonzero()
+        table[requests, self.parents[requests, nodes] + 1, ranks[requests, nodes]] = nodes
+        return table
+
+    def below(self, places: Mask) -> Mask:
+        """[B, N] nodes whose parent is among these places. places: [B, N + 1] by place + 1."""
+        return np.take_along_axis(places, np.maximum(self.parents + 1, 0), 1) & self.present
+
+    @cached_property
+    def target_at(self) -> Scores:
+        """[B, N] p of each node's token, in the row of its parent."""
+        return self._at(self.p, self.roots[:, None] + 1 + self.parents, self.present)
+
+    def draft_at(self, requests: Ids, nodes: Ids) -> Scores:
+        """[k] probability with which each of these nodes' tokens was drawn. requests, nodes: [k]."""
+        weights = self._row_at[requests, nodes]
+        thinned = self.thinned[requests, nodes].nonzero()[0]
+        if len(thinned):
+            weights[thinned] /= host(self._thin(requests[thinned], nodes[thinned]).sum(1))
+        return weights
+
+    def law(self, requests: Ids, nodes: Ids) -> Tensor:
+        """[k, V] fp64: the laws these nodes' tokens were drawn from. requests, nodes: [k]."""
+        drawn = (self.laws[requests, nodes] == Law.DENSE).nonzero()[0]
+        if len(drawn) == len(nodes):
+            return self._drawn_law(requests, nodes)
+        law = torch.zeros(len(nodes), self.p.shape[1], dtype=torch.float64, device=self.p.device)
+        law.scatter_(1, self.there(self.tokens[requests, nodes])[:, None], 1.0)
+        if len(drawn):
+            law[self.there(drawn)] = self._drawn_law(requests[drawn], nodes[drawn])
+        return law
+
+    def there(self, ids: Ids) -> Tensor:
+        """Indices on the device of the rows."""
+        return torch.from_numpy(ids).to(self.p.device)
+
+    def check_chains(self, rule: str) -> None:
+        """Raises TreeError unless every node has at most one child."""
+        if self.children.shape[2] > 2:
+            raise TreeError(f"'{rule}' verifies chains only")
+
+    @cached_property
+    def _row_at(self) -> Scores:
+        """[B, N] entry of each node's row at its token; 1 for ONE_HOT."""
+        return np.where(self.laws == Law.DENSE, self._at(self.q, self.q_rows, self.q_rows >= 0), 1.0)
+
+    def _at(self, rows: Tensor, which: Ids, where: Mask) -> Scores:
+        """[B, N] entries at the nodes' tokens; 0 elsewhere."""
+        values = np.zeros(self.tokens.shape)
+        values[where] = host(rows[self.there(which[where]), self.there(self.tokens[where])])
+        return values
+
+    @cached_property
+    def _elder(self) -> Mask:
+        """[B, N, N] whether j is an earlier sibling of i."""
+        return self.siblings & np.tri(self.nodes, k=-1, dtype=bool)
+
+    def _drawn_law(self, requests: Ids, nodes: Ids) -> Tensor:
+        rows = self._thin(requests, nodes)
+        thinned = self.thinned[requests, nodes].nonzero()[0]
+        if len(thinned):
+            rows[self.there(thinned)] /= rows[self.there(thinned)].sum(1, keepdim=True)
+        return rows
+
+    def _thin(self, requests: Ids, nodes: Ids) -> Tensor:
+        """[k, V] fp64: the drawn nodes' rows without what earlier siblings took, not normalised. What is left is summed
+        where it is needed: one minus what was taken would have lost its digits where a row is peaked."""
+        rows = self.q[self.there(self.q_rows[requests, nodes])].double()
+        taken = self._elder[requests, nodes] & self.thinned[requests, nodes, None]
+        taken &= self.q_rows[requests] == self.q_rows[requests, nodes][:, None]
+        places, elders = taken.nonzero()
+        if len(places):
+            rows[self.there(places), self.there(self.tokens[requests[places], elders])] = 0.0
+        return rows
+
+
+def host(values: Tensor) -> Scores:
+    """The numbers as fp64 on the host."""
+    numbers: Scores = values.double().cpu().numpy()
+    return numbers
