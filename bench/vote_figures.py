@@ -77,7 +77,7 @@ def draw_stopping(stopping: Stopping, path: Path) -> None:
         title="Adaptive stopping, by threshold, window or alpha",
     )
     axis.grid(alpha=0.25)
-    axis.legend()
+    axis.legend(loc="upper left")
     _save(pyplot, figure, path)
 
 

@@ -58,7 +58,8 @@ def rules_markdown(rules: Rules) -> list[str]:
         f"deepconf and iew read the {TOP} most probable tokens. DeepConf's own window of 2048 tokens is longer than "
         f"any answer; window {WINDOW} is to an answer what 2048 are to a long chain. Best tenth: eta 10. bon by "
         "likelihood picks what ppl picks; softmax adds the paths' relative likelihoods, counting equal ones each "
-        "time. joint: the probability of a path, not its mean per token.",
+        "time. joint: the probability of a path, not its mean per token. Equal paths apart: completions that are "
+        "equal count each time, as if they were different paths.",
         "",
         f"Accuracy in %, mean and population standard deviation over {size.repeats} orders:",
         "",
@@ -146,8 +147,8 @@ def stopping_markdown(stopping: Stopping) -> list[str]:
     return [
         f"{_samples(stopping.size)} Self-consistency over at most {stopping.cap} samples in {stopping.size.repeats} "
         f"orders; accuracy of all {stopping.cap}: {stopping.full.text(1, 100)} %. Saved: share of the samples. Lost: "
-        f"points of accuracy. Saves most: of the settings that lose no more than {100 * TOLERATED:g} points on these "
-        "problems.",
+        f"points of accuracy. Saves most: of the settings whose interval of lost points ends at {100 * TOLERATED:g} or "
+        "below.",
         "",
         _INTERVALS,
         "",

@@ -40,6 +40,7 @@ class Method:
     name: str
     rule: str
     params: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
+    apart: bool = False  # equal completions are different paths
 
     @property
     def poll(self) -> Poll:
@@ -48,6 +49,7 @@ class Method:
 
 SC, PC, RPC, PPL = (Method(name, name) for name in ("sc", "pc", "rpc", "ppl"))
 JOINT = Method("pc, joint", "pc", {"score": "joint"})
+PC_APART, RPC_APART = (Method(f"{name}, equal paths apart", name, apart=True) for name in ("pc", "rpc"))
 DEEPCONF = Method(f"deepconf, window {WINDOW}", "deepconf", {"window": WINDOW})
 IEW = Method("iew, parallel", "iew")
 COMPLEXITY = Method("complexity", "complexity")
@@ -56,6 +58,8 @@ METHODS = (
     PC,
     JOINT,
     RPC,
+    PC_APART,
+    RPC_APART,
     PPL,
     Method("bon, likelihood", "bon", {"scorer": LIKELIHOOD}),
     Method("bon, likelihood, softmax", "bon", {"scorer": LIKELIHOOD, "aggregate": "softmax"}),
@@ -91,10 +95,11 @@ class Measuring:
         """Raises Failed, SamplesFileError and OSError."""
         begin(self._drawing.missing(INDEPENDENT) + len(METHODS) * self._size.problems)
         problems = [scored(problem) for problem in self._drawing.read(INDEPENDENT, done)]
-        grades = {
-            method.name: replay(ticking(problems, done), [method.poll], KS, self._size.repeats, seed=0)[method.rule]
-            for method in METHODS
-        }
+        apart = [paths_apart(problem) for problem in problems]
+        grades: dict[str, dict[int, Grades]] = {}
+        for method in METHODS:
+            asked = ticking(apart if method.apart else problems, done)
+            grades[method.name] = replay(asked, [method.poll], KS, self._size.repeats, seed=0)[method.rule]
         rules = Rules(self._size)
         reference = mean_credit(grades[SC.name][MOST])
         for name, by_k in grades.items():
@@ -111,6 +116,12 @@ class Measuring:
 def scored(problem: Problem) -> Problem:
     """With the likelihood as a score."""
     return replace(problem, samples=tuple(with_likelihoods(problem.samples)))
+
+
+def paths_apart(problem: Problem) -> Problem:
+    """With completions that are all different, as those of a large model are."""
+    samples = (replace(one, token_ids=(*(one.token_ids or ()), one.index)) for one in problem.samples)
+    return replace(problem, samples=tuple(samples))
 
 
 def ticking(problems: Sequence[Problem], done: Done) -> Iterator[Problem]:
@@ -163,15 +174,28 @@ def _claims(rules: Rules, grades: Mapping[str, Mapping[int, Grades]]) -> list[Cl
     def claim(text: str, better: Method, worse: Method) -> Claim:
         return Claim.of_figure(f"{text}, K = {MOST}", gap(better, worse), "points")
 
-    calibrated = ece_gap(grades[SC.name][MOST], grades[RPC.name][MOST])
+    sc, rpc, rpc_apart = (grades[method.name][MOST] for method in (SC, RPC, RPC_APART))
     paths = "PC with the paths' own probabilities, as in its theory,"
     return [
         claim("RPC is more accurate than self-consistency (RPC's authors)", RPC, SC),
         _half("RPC", rules.needed[RPC.name]),
+        claim("RPC with equal paths apart is more accurate than self-consistency", RPC_APART, SC),
+        _half("RPC with equal paths apart", rules.needed[RPC_APART.name]),
+        claim("RPC with equal paths apart is more accurate than PC so: pruning helps", RPC_APART, PC_APART),
         claim("PC is more accurate than self-consistency (RPC's authors: about equal)", PC, SC),
         claim(f"{paths} is more accurate than self-consistency", JOINT, SC),
         _half(paths, rules.needed[JOINT.name]),
-        Claim.of_figure(f"RPC has a lower ECE than self-consistency, K = {MOST}", calibrated, "points lower"),
+        Claim.of_figure(f"RPC has a lower ECE than self-consistency, K = {MOST}", ece_gap(sc, rpc), "points lower"),
+        Claim.of_figure(
+            f"RPC with equal paths apart has a lower ECE than self-consistency, K = {MOST}",
+            ece_gap(sc, rpc_apart),
+            "points lower",
+        ),
+        Claim.of_figure(
+            f"PC with the paths' own probabilities has a lower ECE than self-consistency, K = {MOST}",
+            ece_gap(sc, grades[JOINT.name][MOST]),
+            "points lower",
+        ),
         claim("self-consistency is more accurate than the most probable path (RPC's authors)", SC, PPL),
         claim("DeepConf's weights are more accurate than the majority", DEEPCONF, SC),
         claim("inverse-entropy weights are more accurate than the majority", IEW, SC),

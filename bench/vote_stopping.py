@@ -47,7 +47,7 @@ class Stopping:
     cap: int = MOST
     full: Figure = field(default_factory=lambda: Figure(float("nan"), float("nan"), float("nan")))  # accuracy
     rows: dict[str, Row] = field(default_factory=dict)
-    best: str | None = None  # the setting that saves most where no more than `TOLERATED` is lost
+    best: str | None = None  # the setting that saves most of those that certainly lose no more than `TOLERATED`
     claims: list[Claim] = field(default_factory=list)
 
 
@@ -66,7 +66,7 @@ class Measuring:
         stopping = Stopping(self._size)
         stopping.full = estimates.mean(found[0].full_credit.mean(0), seed=14)
         stopping.rows = {name_of(setting): _row(one) for setting, one in zip(SETTINGS, found, strict=True)}
-        within = {name: row for name, row in stopping.rows.items() if row.lost.value <= TOLERATED}
+        within = {name: row for name, row in stopping.rows.items() if row.lost.high <= TOLERATED}
         stopping.best = max(within, key=lambda name: within[name].saved.value, default=None)
         stopping.claims = [
             Claim(

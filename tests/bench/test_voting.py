@@ -202,6 +202,8 @@ def test_rules(measured: dict[str, Any]) -> None:
     at_one = {by_k[1]["accuracy"] for by_k in rules.summaries.values()}
     assert len(at_one) == 1  # whoever weighs it, one sample is what it is
     assert rules.gain["sc"].value == 0 and 1 <= rules.distinct_right <= rules.distinct <= TINY.pool
+    summed = [rules.summaries[name][64] for name in ("pc, equal paths apart", "bon, likelihood, softmax")]
+    assert summed[0]["accuracy"] == summed[1]["accuracy"]  # both add q
     likelihood = {name: rules.accuracy[name][64].value for name in ("ppl", "bon, likelihood")}
     assert likelihood["ppl"] == likelihood["bon, likelihood"]
 
