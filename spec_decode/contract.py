@@ -98,7 +98,8 @@ class DraftPlan:
 class DraftAdmission:
     """What a drafter learns when a slot is taken."""
 
-    tokens: Sequence[int] = ()  # prompt and output so far, as far as they are known to be committed
+    tokens: Sequence[int] = ()  # prompt and output so far, as far as they are committed
+    prompt_length: int = 0  # of it; what follows is output
     options: Mapping[str, Any] = field(default_factory=dict)  # of the drafter's source: every parameter
     ending_ids: frozenset[int] = frozenset()  # no draft goes on behind one of them
     tenant: str | None = None  # whose past outputs may be looked at and added to; None: nobody's
@@ -125,8 +126,8 @@ class Drafter(Protocol):
         """Copy a slot; both go on independently."""
         ...
 
-    def free(self, slot: int, finished: bool) -> None:
-        """finished: the request has come to its own end, and its output may be kept for its tenant's later ones."""
+    def free(self, slot: int, keep: bool = False) -> None:
+        """keep: the output is finished, and may be looked at when drafts are made for its tenant's later requests."""
         ...
 
 

@@ -1,0 +1,62 @@
+"""Forms of draft trees: the parents of the nodes, before anybody knows their tokens (spec_decode.md 6.3).
+
+A form lists parents in generation order, -1 for the root; siblings come best first. The form of fewer nodes is its
+beginning. Knows nothing about tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+Form = tuple[int, ...]
+
+
+def chain(depth: int) -> Form:
+    return tuple(range(-1, depth - 1))
+
+
+def sequences(count: int, depth: int) -> Form:
+    """`count` chains below the root, one depth of all of them after the other."""
+    return (-1,) * count + tuple(range(count * (depth - 1)))
+
+
+def static(branching: Sequence[int], max_nodes: int) -> Form:
+    """Level by level; `branching[d]` children of every node of depth d, the root being of depth 0."""
+    form: list[int] = []
+    level = [-1]
+    for children in branching:
+        parents = [parent for parent in level for _ in range(children)][: max_nodes - len(form)]
+        level = list(range(len(form), len(form) + len(parents)))
+        form += parents
+    return tuple(form)
+
+
+def halving(drafts: int, depth: int) -> tuple[int, ...]:
+    """The branching that begins with `drafts` children and halves them with every level: 4, 2, 1, 1."""
+    return tuple(max(1, drafts >> level) for level in range(depth))
+
+
+def depths(form: Sequence[int]) -> list[int]:
+    """Of every node, 1 for children of the root."""
+    result: list[int] = []
+    for parent in form:
+        result.append(1 if parent < 0 else result[parent] + 1)
+    return result
+
+
+def ranks(form: Sequence[int]) -> list[int]:
+    """Of every node among its siblings, 0 for the first."""
+    children: dict[int, int] = {}
+    result = []
+    for parent in form:
+        rank = children.get(parent, 0)
+        result.append(rank)
+        children[parent] = rank + 1
+    return result
+
+
+def part(form: Sequence[int], nodes: Collection[int]) -> Form:
+    """The form of these nodes alone, which hold the parents of all of them."""
+    kept = sorted(nodes)
+    renumbered = {-1: -1, **{node: number for number, node in enumerate(kept)}}
+    return tuple(renumbered[form[node]] for node in kept)
