@@ -25,6 +25,7 @@ from server.votes.problem import Problem
 from server.votes.request import VoteRequest
 from server.votes.result import Held, basis_of, decide
 from voting.answers.finders import lists_options
+from voting.answers.math_pool import SharedBudget
 from voting.contract import Drawing, Sample
 from voting.poll import Reading
 
@@ -187,7 +188,7 @@ def reading_of(vote: VoteRequest, state: ServerState, model: ServedModel | None)
     """How this vote reads and compares answers. model: whose texts the samples are, where that is known."""
     return Reading(
         vote.equivalence,
-        state.math_pool.compare if vote.equivalence.math_verify else None,
+        SharedBudget(state.math_pool).compare if vote.equivalence.math_verify else None,
         vote.extraction,
         None if model is None else model.end_of_reasoning,
         vote.keep_truncated,

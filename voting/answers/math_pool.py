@@ -151,6 +151,22 @@ class MathPool:
             self._idle.put(worker)
 
 
+class SharedBudget:
+    """`MathPool.compare` for one vote that is looked at again and again: all looks together have one budget."""
+
+    def __init__(self, pool: MathPool) -> None:
+        self._pool = pool
+        self._spent_s = 0.0
+
+    def compare(self, keys: Sequence[str], symmetric: str = "and", budget_s: float = 5.0) -> Comparison:
+        """What has been compared before costs nothing and is known when nothing is left, too."""
+        self._pool.start()
+        begun = time.monotonic()
+        found = self._pool.compare(keys, symmetric, budget_s - self._spent_s)
+        self._spent_s += time.monotonic() - begun
+        return found
+
+
 class _Worker:
     """One process at a time. Used by one thread at a time; `close` may come from any."""
 

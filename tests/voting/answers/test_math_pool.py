@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from voting.answers import math_pool
-from voting.answers.math_pool import LONGEST, MathPool
+from voting.answers.math_pool import LONGEST, MathPool, SharedBudget
 from voting.answers.math_worker import MEMORY_BYTES, formula
 
 PAIR_S = 1.0  # of answers that hang; comparing others takes some 20 ms
@@ -127,6 +127,18 @@ def test_pairs_out_of_budget_are_different(pool: MathPool) -> None:
     assert not found.equal
     assert not found.complete
     assert equal(pool, "a+b", "b+a") == {(0, 1)}
+
+
+def test_looks_at_one_vote_share_a_budget(pool: MathPool) -> None:
+    budget = SharedBudget(pool)
+    first = budget.compare(["y+8", "8+y"], "and", 5)
+    assert (first.equal, first.complete) == ({(0, 1)}, True)
+    again = budget.compare(["y+8", "8+y", "9+y"], "and", 0)
+    assert (again.equal, again.complete) == ({(0, 1)}, False)
+    begun = time.monotonic()
+    hostile = [rf"{one}^{{{one}^{{{one}^{{9}}}}}}+y" for one in range(11, 31)]
+    looks = [budget.compare(hostile[:n], "and", 1) for n in range(1, 21)]
+    assert time.monotonic() - begun < 8 and not looks[-1].complete
 
 
 def test_a_process_that_dies_is_replaced() -> None:
