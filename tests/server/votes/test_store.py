@@ -10,7 +10,7 @@ from server.errors import ApiError
 from server.votes.request import read_vote
 from server.votes.result import Held, Result
 from server.votes.store import StoredVote, VoteStore
-from tests.voting.votes import clusters_of, samples_of, vote
+from tests.voting.votes import samples_of, vote
 from voting.answers.equivalence import Equivalence
 from voting.poll import Reading
 from voting.sessions import VoteSession, finder
@@ -86,8 +86,8 @@ def test_votes_expire_whatever_is_said_about_them() -> None:
 def test_the_first_that_was_closed_goes_first_then_the_oldest() -> None:
     store = VoteStore(most=4)
     _, b, c, _ = filled(store, *"abcd")
-    for vote in (c, b):
-        store.change(vote, SESSION.after(ACCEPT))
+    for each in (c, b):
+        store.change(each, SESSION.after(ACCEPT))
     assert store.open == 2
     for new, left in (("e", "abde"), ("f", "adef"), ("g", "defg"), ("h", "efgh")):
         filled(store, new)
@@ -99,8 +99,8 @@ def test_memory_is_bounded_and_what_verdicts_add_counts() -> None:
     assert size > 1000 and one(VoteStore(), "a").size == size - 1000
     store = VoteStore(most_bytes=3 * size)
     votes = [one(store, name, response=b"x" * 1000) for name in "abcd"]
-    for vote in votes[:3]:
-        store.add(vote)
+    for each in votes[:3]:
+        store.add(each)
     assert names(store, *"abc") == "abc"
     store.change(votes[2], SESSION.after(REJECT))  # its log is in the way of the oldest
     assert names(store, *"abc") == "bc"
@@ -126,15 +126,14 @@ def test_what_is_dropped_is_no_longer_counted() -> None:
     clock = Clock()
     store = VoteStore(ttl_s=1, most=2, most_bytes=2 * one(VoteStore(), "a").size, clock=clock)
     for _ in range(50):
-        (vote, _) = filled(store, "a", "b")
-        store.change(vote, replace(SESSION, status="accepted", decided=0))
+        (a, _) = filled(store, "a", "b")
+        store.change(a, replace(SESSION, status="accepted", decided=0))
         assert (len(store), store.open) == (2, 1)
         clock.now += 1
     assert (len(store), store.open) == (0, 0)
 
 
 def test_sizes_follow_the_samples() -> None:
-    assert clusters_of(SAMPLES)
     longer = vote("sc", [replace(SAMPLES[0], text="x" * 10_000), *SAMPLES[1:]])
     grown = replace(one(VoteStore(), "a"), held=replace(HELD, result=replace(HELD.result, outcome=longer)))
     assert grown.size > one(VoteStore(), "a").size + 9_000
