@@ -143,8 +143,7 @@ def test_the_default_is_self_consistency_of_sixteen(raw: httpx.Client) -> None:
 
 
 @POSTS
-@pytest.mark.parametrize("rule", ["sc", "pc", "rpc"])
-@pytest.mark.parametrize("seed", [7, 8, 9])
+@pytest.mark.parametrize(("rule", "seed"), [("sc", 7), ("pc", 8), ("rpc", 9)])
 def test_the_winner_is_the_most_probable_of_the_heaviest(raw: httpx.Client, post: Any, rule: str, seed: int) -> None:
     fields: dict[str, Any] = {"seed": seed, "return_token_ids": True}
     fields |= {"logprobs": True, "top_logprobs": 2} if post is post_chat else {"logprobs": 2}
