@@ -14,7 +14,8 @@ _OF_THE_RULE = ("pruning", "details", "cert")
 
 def vote_body(vote: StoredVote) -> bytes:
     """JSON. `response` is as it was generated; everything else is as the verdicts have left it."""
-    said = vote.session.report()
+    session = vote.session  # this may run in a thread, beside which a verdict makes another one
+    said = session.report()
     head = {
         "id": vote.id,
         "object": "vote",
@@ -24,26 +25,25 @@ def vote_body(vote: StoredVote) -> bytes:
         "status": said["status"],
         "answer": said["answer"],
         "confidence": said["confidence"],
-        "representative": _representative(vote),
-        "voting": _voting(vote, said),
+        "representative": _representative(vote, session.representative),
+        "voting": _voting(vote, said, programs=isinstance(session, CodeSession)),
         "log": said["log"],
         "usage": vote.usage,
     }
     return dumps(head)[:-1] + b',"response":' + (vote.response or b"null") + b"}"
 
 
-def _representative(vote: StoredVote) -> dict[str, Any] | None:
-    index = vote.session.representative
+def _representative(vote: StoredVote, index: int | None) -> dict[str, Any] | None:
     if index is None:
         return None
     sample = next(one for one in vote.held.result.outcome.samples if one.index == index)
     return {"index": index, "text": sample.text}
 
 
-def _voting(vote: StoredVote, said: dict[str, Any]) -> dict[str, Any]:
+def _voting(vote: StoredVote, said: dict[str, Any], *, programs: bool) -> dict[str, Any]:
     report = {"id": vote.id, **vote.held.report()}
     names = ["answer", "confidence", "tie", "clusters"]
-    if isinstance(vote.session, CodeSession):
+    if programs:
         names += ["codes", "tests", "next_test"]
         report |= dict.fromkeys(_OF_THE_RULE)
         for place, row in enumerate(said["tests"]):

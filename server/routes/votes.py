@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import secrets
 import time
 from collections.abc import Awaitable, Mapping
@@ -182,7 +183,7 @@ async def _over_given(identity: str, state: ServerState, raw: Mapping[str, Any],
         model, preset = state.find(body.model)
         if preset is not None:  # little of it applies: nothing is drawn
             body = validate(SamplesVoteBody, merged(raw, model.presets[preset]))
-    given = read_given(body, state)
+    given = await asyncio.to_thread(read_given, body, state)  # records may be many and long
     if body.code is not None:
         check_code(body.code, given.vote, len(given.samples), state.code_executor)
     problem = Problem(body.prompt or "") if body.messages is None else conversation(body.messages)

@@ -76,9 +76,6 @@ class SamplesVoteBody(_Voting):
     user: Text | None = None
 
 
-DrawnVoteBody = ChatVoteBody | CompletionVoteBody
-
-
 class VoteBody(RootModel[ChatVoteBody | CompletionVoteBody | SamplesVoteBody]):
     """Any of them, for the OpenAPI document."""
 
