@@ -89,6 +89,11 @@ def specified(purpose: str, start: int, offset: int, node: int) -> Hashable:
     return (purpose, start + offset) if purpose in ("draw", "residual") else (purpose, start, node)
 
 
+def shared(purpose: str, start: int, offset: int, node: int) -> Hashable:
+    """Drafts are drawn with the numbers that the tokens emitted at their positions are drawn with."""
+    return specified("accept", start, offset, node) if purpose == "accept" else ("draw", start + offset)
+
+
 Pick = Callable[[int, Row], int]  # (node, weights) -> token: how a drafter draws
 Drafter = Callable[[Tokens, Pick], list[Draft]]
 

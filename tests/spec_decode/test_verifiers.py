@@ -11,13 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import spec_decode.verify  # noqa: F401  registers the verifiers
-from samplers.contract import Rows
-from samplers.iid import Iid
 from samplers.rng import Noise
 from spec_decode.contract import VERIFIERS, DraftTree, TreeError, Verdict
 from spec_decode.verify import reference
 from spec_decode.verify.batch import DraftBatch
-from tests.spec_decode.trees import Given, drafts_of, drawn_tree, noise_of, simplex
+from tests.spec_decode.trees import Given, drafts_of, drawn_tree, noise_of, plain_draws, simplex
 
 Forms = list[tuple[list[int], list[str]]]  # per request: parents and laws
 TYPICAL = {"epsilon": 0.2, "alpha": 0.6}
@@ -88,17 +86,6 @@ class World:
         return DraftBatch.of(self.trees, self.p, self.roots, plain_draws(batch, self.noise))
 
 
-def plain_draws(batch: DraftBatch, noise: Noise) -> torch.Tensor:
-    """What the ordinary draw picks from each row, at the row's own position."""
-    owner, depth = np.zeros(len(batch.p), np.int64), np.zeros(len(batch.p), np.int64)
-    for b, root in enumerate(batch.roots):
-        count = int(batch.present[b].sum()) + 1
-        owner[root : root + count], depth[root : root + count] = b, batch.depths[b, :count]
-    rows = Noise(noise.keys[owner], noise.choices[owner], noise.positions[owner] + depth)
-    positions = torch.from_numpy(rows.positions)
-    return Iid().pick(batch.p.log(), {}, Rows(torch.from_numpy(owner), positions, rows), None)
-
-
 def verify(name: str, batch: DraftBatch, noise: Noise) -> Verdict:
     verifier = VERIFIERS.get(name)
     values = {param.name: np.full(len(batch), TYPICAL[param.name]) for param in verifier.params}
@@ -106,7 +93,7 @@ def verify(name: str, batch: DraftBatch, noise: Noise) -> Verdict:
 
 
 @pytest.mark.parametrize("name", RULES)
-@settings(max_examples=120, deadline=None)
+@settings(max_examples=80, deadline=None)
 @given(data=st.data(), seed=st.integers(0, 2**32), vocab=st.sampled_from([2, 5, 12]))
 def test_verdicts_are_those_of_the_reference(name: str, data: st.DataObject, seed: int, vocab: int) -> None:
     forms = data.draw(st.lists(FORMS.get(name, trees)(), max_size=5))

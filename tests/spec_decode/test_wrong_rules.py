@@ -23,6 +23,7 @@ from tests.spec_decode.enumeration import (
     emit,
     error,
     law,
+    shared,
     specified,
     steps_error,
 )
@@ -284,11 +285,6 @@ def test_block_verification_must_not_use_numbers_again(purposes: tuple[str, ...]
         assert bias(rule, by_position(*purposes)) > BIASED
         assert bias(rule, specified) < EXACT
     assert bias(reference.token, by_position(*purposes)) < EXACT
-
-
-def shared(purpose: str, start: int, offset: int, node: int) -> Hashable:
-    """Drafts are drawn with the numbers that the tokens emitted at their positions are drawn with."""
-    return specified("accept", start, offset, node) if purpose == "accept" else ("draw", start + offset)
 
 
 def test_shared_numbers_are_for_sample_and_compare_only() -> None:

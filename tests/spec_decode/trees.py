@@ -8,8 +8,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from samplers.contract import Rows
+from samplers.iid import Iid
 from samplers.rng import Noise, Purpose
 from spec_decode.contract import DraftTree, Law
+from spec_decode.verify.batch import DraftBatch
 from spec_decode.verify.reference import Draft, Row
 
 
@@ -86,3 +89,14 @@ def noise_of(seeds: npt.ArrayLike, starts: npt.ArrayLike) -> Noise:
     """One row per request."""
     keys, positions = np.asarray(seeds, np.int64), np.asarray(starts, np.int64)
     return Noise(keys, np.zeros_like(keys), positions)
+
+
+def plain_draws(batch: DraftBatch, noise: Noise) -> torch.Tensor:
+    """What the ordinary draw picks from each row, at the row's own position."""
+    places = np.concatenate([np.ones((len(batch), 1), bool), batch.present], 1)
+    where = (batch.roots[:, None] + np.arange(batch.nodes + 1))[places]
+    owner, depth = np.zeros(len(batch.p), np.int64), np.zeros(len(batch.p), np.int64)
+    owner[where], depth[where] = places.nonzero()[0], batch.depths[places]
+    rows = Noise(noise.keys[owner], noise.choices[owner], noise.positions[owner] + depth)
+    positions = torch.from_numpy(rows.positions)
+    return Iid().pick(batch.p.log(), {}, Rows(torch.from_numpy(owner), positions, rows), None)
