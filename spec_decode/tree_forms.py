@@ -6,9 +6,12 @@ beginning. Knows nothing about tokens.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Sequence
+from functools import lru_cache
 
 Form = tuple[int, ...]
+_KNOWN = 2**12  # forms of which is remembered what has been computed; steps ask about few, again and again
 
 
 def chain(depth: int) -> Form:
@@ -36,23 +39,24 @@ def halving(drafts: int, depth: int) -> tuple[int, ...]:
     return tuple(max(1, drafts >> level) for level in range(depth))
 
 
-def depths(form: Sequence[int]) -> list[int]:
+@lru_cache(_KNOWN)
+def depths(form: Form) -> tuple[int, ...]:
     """Of every node, 1 for children of the root."""
     result: list[int] = []
     for parent in form:
         result.append(1 if parent < 0 else result[parent] + 1)
-    return result
+    return tuple(result)
 
 
-def ranks(form: Sequence[int]) -> list[int]:
+@lru_cache(_KNOWN)
+def ranks(form: Form) -> tuple[int, ...]:
     """Of every node among its siblings, 0 for the first."""
-    children: dict[int, int] = {}
+    children: Counter[int] = Counter()
     result = []
     for parent in form:
-        rank = children.get(parent, 0)
-        result.append(rank)
-        children[parent] = rank + 1
-    return result
+        result.append(children[parent])
+        children[parent] += 1
+    return tuple(result)
 
 
 def part(form: Sequence[int], nodes: Collection[int]) -> Form:

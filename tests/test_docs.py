@@ -59,7 +59,7 @@ def as_written(value: Any) -> str:
 
 def modules() -> list[str]:
     """Paths of our own Python files."""
-    folders = ("server", "engine", "samplers", "voting", "models", "bench", "tests")
+    folders = ("server", "engine", "samplers", "spec_decode", "voting", "models", "bench", "tests")
     return [str(path.relative_to(ROOT)) for folder in folders for path in (ROOT / folder).rglob("*.py")]
 
 

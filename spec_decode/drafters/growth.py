@@ -16,7 +16,7 @@ from itertools import count
 from typing import Generic, NamedTuple, TypeVar
 
 from spec_decode.contract import DraftPlan
-from spec_decode.tree_forms import ranks
+from spec_decode.tree_forms import Form, ranks
 
 P = TypeVar("P")  # a place in a text that counts
 
@@ -92,9 +92,7 @@ class Growth:
                 best = grown
         return best
 
-    def _grow_along(
-        self, grown: Grown, start: P, continuations: Continuations[P], form: Sequence[int], most: int
-    ) -> None:
+    def _grow_along(self, grown: Grown, start: P, continuations: Continuations[P], form: Form, most: int) -> None:
         """The first `most` nodes of a tree of this form that there are tokens for."""
         wanted = Counter(form)  # children of each node
         nodes = {-1: -1}  # of the form -> grown

@@ -80,7 +80,7 @@ def test_drafts_are_those_of_a_search_over_every_length(
     other = growth.best(slow.matches(), slow.continuations, plan)
     assert mine == other
     assert len(mine.tokens) <= plan.max_nodes
-    assert max(depths(mine.parents), default=0) <= plan.max_depth
+    assert max(depths(tuple(mine.parents)), default=0) <= plan.max_depth
 
 
 @settings(max_examples=100, deadline=None)

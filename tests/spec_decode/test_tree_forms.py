@@ -25,9 +25,9 @@ def test_forms() -> None:
 
 def test_depths_ranks_and_parts() -> None:
     form = static((2, 2), 6)
-    assert depths(form) == [1, 1, 2, 2, 2, 2]
-    assert depths(form) == DraftTree.one_hot(range(6), form).depths.tolist()
-    assert ranks(form) == [0, 1, 0, 1, 0, 1]
+    assert depths(form) == (1, 1, 2, 2, 2, 2)
+    assert list(depths(form)) == DraftTree.one_hot(range(6), form).depths.tolist()
+    assert ranks(form) == (0, 1, 0, 1, 0, 1)
     assert part(form, {0, 1, 5}) == (-1, -1, 1)
     assert part(form, []) == ()
 

@@ -1,0 +1,248 @@
+"""Decides how much is drafted: for every step, the nodes with which the batch gives the most tokens per second.
+
+Knows nothing about tokens or tensors. What it decides is a function of past outcomes, measured costs and the load,
+never of what is drawn in the step, so the law of the output does not depend on it. For the engine thread.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from spec_decode.acceptance import Acceptance, RequestAcceptance, Verified, bucket
+from spec_decode.cost_model import CostModel, Floats
+from spec_decode.tree_forms import Form, depths
+
+ON = 1.05  # a request that has stopped speculating begins again when it is predicted to gain so much
+PROBE_EVERY = 32  # tokens of a request that has stopped
+PROBE_SHARE = 0.03  # of the time goes into probes, at most
+CONFIDENT = 0.15  # chains are not drawn any further when their next token is less probable to be accepted
+
+Ints = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """What could be drafted for a request: the nodes of a tree, or any part of it that holds their parents."""
+
+    request: int
+    source: str
+    form: Form  # of a draft that has been looked up: its own
+    matched: int = 0  # of a draft that has been looked up
+    fixed: bool = False  # the request has said how many: all, as far as there is room
+
+
+@dataclass(frozen=True)
+class Load:
+    """The step without drafts."""
+
+    tokens: int  # that it gives: requests that sample
+    rows: int  # that it computes
+    context: float  # mean length of the contexts
+    max_rows: int  # with drafts
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What is drafted in a step."""
+
+    nodes: list[list[int]]  # of each candidate, in rising order
+    gain: float  # tokens per second as predicted, relative to the step without drafts; probes are not counted
+
+
+def confident(reached: Floats, top: Floats) -> npt.NDArray[np.bool_]:
+    """[B] whether to draw one more token of each chain. reached: the probabilities that all tokens so far will be
+    accepted; top: the largest entry of q for the next one, which is a function of tokens drawn so far."""
+    return reached * top >= CONFIDENT
+
+
+class Controller:
+    """Of one engine."""
+
+    def __init__(self, costs: CostModel) -> None:
+        self._costs = costs
+        self._sources: dict[str, Acceptance] = {}
+        self._requests: dict[int, _Request] = {}
+        self._credit_s = 0.0  # that probes may cost
+
+    def admit(self, request: int) -> None:
+        self._requests[request] = _Request()
+
+    def free(self, request: int) -> None:
+        del self._requests[request]
+
+    def acceptance(self, source: str) -> Acceptance:
+        """Of all requests."""
+        return self._sources.setdefault(source, Acceptance())
+
+    def observe(self, candidate: Candidate, verified: Verified, tokens: int) -> None:
+        """What became of a request in a step: of its draft, perhaps an empty one, and how many tokens it has got."""
+        request = self._requests[candidate.request]
+        request.tokens += tokens
+        if verified.form:
+            self._rates(candidate).add(verified, bucket(candidate.matched))
+            if len(verified.path):  # a probe that succeeds is followed by another one at once
+                self._asked(candidate).probed_at = -math.inf
+
+    def choose(self, candidates: Sequence[Candidate], load: Load) -> Choice:
+        """At most one candidate per request. Predicted tokens are one per request that samples and, for each drafted
+        node, the probability that it is accepted; predicted seconds those of the drafts and of all rows."""
+        nodes = _Nodes.of(candidates, [self._gains(one) for one in candidates])
+        best = self._best(nodes, candidates, load)
+        timid = {at for at, one in enumerate(candidates) if not self._asked(one).on and best.gain_of(at) < ON}
+        if timid:
+            best = self._best(nodes.without(timid), candidates, load)
+        chosen = best.chosen(len(candidates))
+        self._switch(candidates, chosen)
+        self._probe(candidates, chosen, load)
+        return Choice(chosen, best.gain)
+
+    def _best(self, nodes: _Nodes, candidates: Sequence[Candidate], load: Load) -> _Best:
+        """The best nodes of all. Gains fall along paths, so the most probable ones come with their parents; drafts cost
+        by their depth, so those of at most each depth are tried. With one source nothing is better."""
+        nodes = nodes.take(np.lexsort((-nodes.gain, ~nodes.fixed)))
+        limits = np.unique(np.append(0, nodes.depth))[:, None]
+        within = (nodes.depth <= limits) | nodes.fixed  # [limits, N]
+        room = max(load.max_rows - load.rows, 0)
+        counts = _sums(within)  # [limits, N + 1]: of the first nodes, those within the limit
+        tokens = load.tokens + _sums(within * nodes.gain)
+        seconds = self._costs.verify(load.rows + counts, load.context)
+        sources = np.array([candidates[owner].source for owner in nodes.owner], object)
+        for source in set(sources):
+            own = sources == source
+            deepest = np.maximum.accumulate(within * own * nodes.depth, 1)
+            seconds[:, 1:] += self._costs.draft(source, len(set(nodes.owner[own])), deepest)
+        rates = tokens / seconds
+        least = min(int(nodes.fixed.sum()), room)
+        allowed = (counts <= room) & (np.arange(counts.shape[1]) >= least)
+        limit, size = np.unravel_index(np.where(allowed, rates, -1.0).argmax(), rates.shape)
+        kept = within[limit, :size]
+        chosen = nodes.take(np.flatnonzero(kept))
+        more_s = float(seconds[limit, size] - seconds[limit, least])
+        lost = float(rates[limit, least]) * more_s
+        return _Best(chosen, float(rates[limit, size] / rates[0, 0]), lost)
+
+    def _switch(self, candidates: Sequence[Candidate], chosen: Sequence[Sequence[int]]) -> None:
+        for candidate, nodes in zip(candidates, chosen, strict=True):
+            if candidate.form and not candidate.fixed:
+                asked = self._asked(candidate)
+                if asked.on and not nodes:
+                    asked.probed_at = self._requests[candidate.request].tokens
+                asked.on = bool(nodes)
+
+    def _probe(self, candidates: Sequence[Candidate], chosen: Sequence[list[int]], load: Load) -> None:
+        """Give requests that have stopped one node each, those first that have waited longest, as far as there is
+        credit. It grows by a share of every step and never beyond what the steps between two probes bring."""
+        rows = load.rows + sum(map(len, chosen))
+        step_s = float(self._costs.verify(rows, load.context))
+        most_s = PROBE_SHARE * PROBE_EVERY * step_s
+        self._credit_s = min(self._credit_s + PROBE_SHARE * step_s, most_s)
+        drafting = {one.source for one, nodes in zip(candidates, chosen, strict=True) if nodes}
+        for at in sorted(self._due(candidates, chosen), key=lambda at: self._asked(candidates[at]).probed_at):
+            candidate = candidates[at]
+            cost_s = float(self._costs.verify(rows + 1, load.context)) - step_s
+            if candidate.source not in drafting:
+                cost_s += float(self._costs.draft(candidate.source, 1, 1))
+            if cost_s <= self._credit_s and rows < load.max_rows:
+                self._credit_s -= cost_s
+                self._asked(candidate).probed_at = self._requests[candidate.request].tokens
+                chosen[at].append(0)
+                drafting.add(candidate.source)
+                rows, step_s = rows + 1, step_s + cost_s
+
+    def _due(self, candidates: Sequence[Candidate], chosen: Sequence[Sequence[int]]) -> Iterator[int]:
+        for at, (candidate, nodes) in enumerate(zip(candidates, chosen, strict=True)):
+            waited = self._requests[candidate.request].tokens - self._asked(candidate).probed_at
+            if candidate.form and not candidate.fixed and not nodes and waited >= PROBE_EVERY:
+                yield at
+
+    def _gains(self, candidate: Candidate) -> list[float]:
+        return self._rates(candidate).gains(candidate.form, bucket(candidate.matched))
+
+    def _rates(self, candidate: Candidate) -> RequestAcceptance:
+        known = self._requests[candidate.request].acceptance
+        if candidate.source not in known:
+            known[candidate.source] = RequestAcceptance(self.acceptance(candidate.source))
+        return known[candidate.source]
+
+    def _asked(self, candidate: Candidate) -> _Asked:
+        return self._requests[candidate.request].asked.setdefault(
+            (candidate.source, bucket(candidate.matched)), _Asked()
+        )
+
+
+@dataclass
+class _Asked:
+    """A request with drafts of one source and bucket."""
+
+    on: bool = True
+    probed_at: float = -math.inf  # tokens of the request when it stopped or was probed; -inf: probe it at once
+
+
+@dataclass
+class _Request:
+    tokens: int = 0  # output so far
+    acceptance: dict[str, RequestAcceptance] = field(default_factory=dict)  # by source
+    asked: dict[tuple[str, int], _Asked] = field(default_factory=dict)  # by source and bucket
+
+
+@dataclass(frozen=True)
+class _Nodes:
+    """Nodes of all candidates; each array is [N]."""
+
+    owner: Ints  # candidate
+    node: Ints  # in its form
+    depth: Ints
+    gain: Floats  # probability of being accepted
+    fixed: npt.NDArray[np.bool_]
+
+    @classmethod
+    def of(cls, candidates: Sequence[Candidate], gains: Sequence[Sequence[float]]) -> _Nodes:
+        return cls(
+            np.array([at for at, one in enumerate(candidates) for _ in one.form], np.int64),
+            np.array([node for one in candidates for node in range(len(one.form))], np.int64),
+            np.array([depth for one in candidates for depth in depths(one.form)], np.int64),
+            np.array([gain for own in gains for gain in own], np.float64),
+            np.array([one.fixed for one in candidates for _ in one.form], bool),
+        )
+
+    def take(self, which: npt.NDArray[Any]) -> _Nodes:
+        return _Nodes(self.owner[which], self.node[which], self.depth[which], self.gain[which], self.fixed[which])
+
+    def without(self, owners: Collection[int]) -> _Nodes:
+        return self.take(~np.isin(self.owner, list(owners)))
+
+
+def _sums(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """[K, N + 1] of the first 0 to N of each row. values: [K, N]."""
+    sums = np.zeros((len(values), values.shape[1] + 1), np.result_type(values, np.int64))
+    values.cumsum(1, out=sums[:, 1:])
+    return sums
+
+
+@dataclass(frozen=True)
+class _Best:
+    """Nodes that have been chosen together."""
+
+    nodes: _Nodes
+    gain: float  # tokens per second, relative to those without any drafts
+    lost: float  # tokens that the others would have got in the time for these nodes, fixed ones apart
+
+    def gain_of(self, owner: int) -> float:
+        """What one candidate's nodes gain, if each node is charged for an equal part of the additional time; infinity
+        without such nodes. With one request it is `gain`."""
+        free = self.nodes.take(~self.nodes.fixed)
+        own = free.owner == owner
+        return float((1 + free.gain[own].sum()) / (1 + self.lost * own.mean())) if own.any() else math.inf
+
+    def chosen(self, candidates: int) -> list[list[int]]:
+        """Of each candidate, in rising order."""
+        nodes: list[list[int]] = [[] for _ in range(candidates)]
+        for owner, node in sorted(zip(self.nodes.owner.tolist(), self.nodes.node.tolist(), strict=True)):
+            nodes[owner].append(node)
+        return nodes

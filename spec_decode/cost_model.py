@@ -1,0 +1,84 @@
+"""What a step costs: seconds by the number of its rows, measured at start and corrected by every step since."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float64]
+
+_RATE = 0.2  # of what a measurement finds wrong, this much is corrected
+
+
+class Latency:
+    """Seconds of a call by its rows, linear between those that were measured at start and beyond them."""
+
+    def __init__(self, sweep: Mapping[int, float]) -> None:
+        """sweep: rows -> seconds, at least two entries."""
+        self._rows = np.array(sorted(sweep), np.float64)
+        self._seconds = np.array([sweep[rows] for rows in sorted(sweep)], np.float64)
+
+    def seconds(self, rows: npt.ArrayLike) -> Floats:
+        """Of any shape; not below 0."""
+        left, share = self._between(np.asarray(rows, np.float64))
+        return np.maximum((1 - share) * self._seconds[left] + share * self._seconds[left + 1], 0.0)
+
+    def observe(self, rows: int, seconds: float) -> None:
+        """Move the line at `rows` towards a measurement, by its two ends in proportion to their share in it (the
+        normalised least mean squares filter: Nagumo and Noda 1967)."""
+        left, share = self._between(np.asarray(rows, np.float64))
+        shares = np.array([1 - share, share])
+        error = seconds - float(shares @ self._seconds[left : left + 2])
+        self._seconds[left : left + 2] += _RATE * error * shares / (shares @ shares)
+
+    def _between(self, rows: Floats) -> tuple[npt.NDArray[np.int64], Floats]:
+        """The measured point to the left, and the share of the one to the right; not in [0, 1] beyond the ends."""
+        left = np.clip(np.searchsorted(self._rows, rows, side="right") - 1, 0, len(self._rows) - 2)
+        return left, (rows - self._rows[left]) / (self._rows[left + 1] - self._rows[left])
+
+
+@dataclass
+class DraftCost:
+    """Of one source: seconds by the number of requests it drafts for."""
+
+    latency: Latency
+    per_depth: bool  # of one level of the trees; False: of whole trees, of any depth
+
+
+class CostModel:
+    """Costs of one engine."""
+
+    def __init__(self, verify: Mapping[int, Latency], draft: Mapping[str, DraftCost]) -> None:
+        """verify: mean context of a step -> its seconds by rows, sampling included; draft: by name, of the sources
+        that cost anything."""
+        self._verify = dict(verify)
+        self._draft = dict(draft)
+
+    def verify(self, rows: npt.ArrayLike, context: float) -> Floats:
+        """Seconds of a step."""
+        return self._at(context).seconds(rows)
+
+    def draft(self, source: str, requests: int, depths: npt.ArrayLike) -> Floats:
+        """Seconds of drafting trees of these depths, 0: none."""
+        levels = np.asarray(depths, np.float64)
+        if source not in self._draft:
+            return np.zeros_like(levels)
+        cost = self._draft[source]
+        return (levels if cost.per_depth else np.minimum(levels, 1.0)) * cost.latency.seconds(requests)
+
+    def observe_verify(self, rows: int, context: float, seconds: float) -> None:
+        self._at(context).observe(rows, seconds)
+
+    def observe_draft(self, source: str, requests: int, depth: int, seconds: float) -> None:
+        """seconds: of the drafts of a step; depth: of the deepest tree."""
+        cost = self._draft[source]
+        cost.latency.observe(requests, seconds / depth if cost.per_depth else seconds)
+
+    def _at(self, context: float) -> Latency:
+        """Of the measured context that is the nearest by ratio."""
+        near = min(self._verify, key=lambda measured: abs(math.log(measured / max(context, 1.0))))
+        return self._verify[near]

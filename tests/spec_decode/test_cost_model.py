@@ -1,0 +1,53 @@
+"""Costs: the line through what was measured, and how it follows."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from spec_decode.cost_model import CostModel, DraftCost, Latency
+
+SWEEP = {1: 1.0, 2: 1.2, 4: 1.4, 8: 3.0}
+
+
+def test_it_is_linear_between_measurements_and_beyond() -> None:
+    latency = Latency(SWEEP)
+    assert latency.seconds([1, 2, 3, 4, 6, 8, 10]) == pytest.approx([1.0, 1.2, 1.3, 1.4, 2.2, 3.0, 3.8])
+    assert Latency({4: 1.0, 8: 3.0}).seconds(0) == 0.0  # never less than nothing
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.integers(1, 30), st.floats(0.1, 9.0))
+def test_a_measurement_corrects_a_fifth_of_the_error(rows: int, seconds: float) -> None:
+    latency = Latency(SWEEP)
+    before = float(latency.seconds(rows))
+    latency.observe(rows, seconds)
+    assert float(latency.seconds(rows)) == pytest.approx(max(before + 0.2 * (seconds - before), 0.0))
+
+
+def test_it_learns_another_line() -> None:
+    rng = np.random.default_rng(1)
+    latency = Latency({rows: 1.0 for rows in (1, 2, 4, 8, 16, 32)})
+    for rows in rng.integers(1, 33, 3000):
+        latency.observe(int(rows), 2 + 0.1 * rows)
+    every = np.arange(1, 33)
+    assert latency.seconds(every) == pytest.approx(2 + 0.1 * every, rel=0.01)
+
+
+def test_steps_are_told_apart_by_context_and_drafts_by_source() -> None:
+    per_depth, per_tree = Latency({1: 0.1, 2: 0.2}), Latency({1: 0.3, 2: 0.4})
+    costs = CostModel(
+        {100: Latency({1: 1.0, 2: 1.0}), 10_000: Latency({1: 5.0, 2: 5.0})},
+        {"draft_model": DraftCost(per_depth, True), "suffix": DraftCost(per_tree, False)},
+    )
+    assert [float(costs.verify(1, context)) for context in (0, 100, 999, 1001, 10**6)] == [1, 1, 1, 5, 5]
+    assert costs.draft("draft_model", 2, [0, 1, 3]) == pytest.approx([0, 0.2, 0.6])
+    assert costs.draft("suffix", 1, [0, 1, 3]) == pytest.approx([0, 0.3, 0.3])
+    assert costs.draft("unknown", 1, [0, 3]).tolist() == [0, 0]
+    costs.observe_verify(1, 50, 2.0)
+    assert float(costs.verify(1, 100)) == pytest.approx(1.2) and float(costs.verify(1, 10_000)) == 5
+    costs.observe_draft("draft_model", 1, 4, 0.8)
+    costs.observe_draft("suffix", 1, 4, 0.8)
+    assert costs.draft("draft_model", 1, 1) == pytest.approx(0.12) and costs.draft("suffix", 1, 1) == pytest.approx(0.4)
