@@ -110,12 +110,12 @@ def reward_endpoints(configured: Mapping[str, EndpointSettings]) -> dict[str, Re
     for name, settings in configured.items():
         if name == LIKELIHOOD or name in SCORERS:
             raise ConfigError(f"setting 'scorers': there is a scorer '{name}' already")
-        endpoints[name] = _endpoint(RewardEndpoint, settings, f"scorers.{name}")
+        endpoints[name] = endpoint_of(RewardEndpoint, settings, f"scorers.{name}")
     return endpoints
 
 
-def _endpoint(kind: type[E], settings: EndpointSettings, setting: str) -> E:
-    """Raises ConfigError."""
+def endpoint_of(kind: type[E], settings: EndpointSettings, setting: str) -> E:
+    """The endpoint of a setting. Raises ConfigError."""
     key = None
     if settings.api_key_env is not None and not (key := os.environ.get(settings.api_key_env)):
         raise ConfigError(f"setting '{setting}.api_key_env': the variable {settings.api_key_env} is not set")
@@ -125,7 +125,9 @@ def _endpoint(kind: type[E], settings: EndpointSettings, setting: str) -> E:
 def build_state(config: ServeConfig, on_fatal: OnFatal | None = None) -> ServerState:
     """Load every model the configuration names. Raises as `serve_model`, and ConfigError."""
     scorers = reward_endpoints(config.scorers)
-    executor = None if config.code_executor is None else _endpoint(CodeExecutor, config.code_executor, "code_executor")
+    executor = (
+        None if config.code_executor is None else endpoint_of(CodeExecutor, config.code_executor, "code_executor")
+    )
     served = [serve_model(config.model, config, config.served_name, on_fatal)]
     if config.draft_model is not None:
         if config.draft_model in (config.model, config.served_name):

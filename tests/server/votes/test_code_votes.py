@@ -9,11 +9,14 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 
+from server.config import ConfigError, load_config
+from server.launch import endpoint_of
 from server.votes.executor import CodeExecutor
 from tests.server.conformance.helpers import MODEL, refused
 from tests.server.live import Live
@@ -253,3 +256,32 @@ def test_nobody_knows_what_will_be_drawn(raw: httpx.Client, live: Live) -> None:
     refused(post_code(raw, PASSES, **drawn), "code.passes", 400, None)
     refused(post_code(raw, **drawn), "code.passes", 400, "no_code_executor")
     assert live.runner.requests == []
+
+
+def test_the_operator_says_where_programs_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "config.yaml"
+    file.write_text("code_executor: {url: 'http://127.0.0.1:1/run', timeout_s: 5, api_key_env: SANDBOX_KEY}")
+    settings = load_config({}, {}, file).code_executor
+    assert settings is not None
+    assert (str(settings.url), settings.timeout_s) == ("http://127.0.0.1:1/run", 5)
+    monkeypatch.delenv("SANDBOX_KEY", raising=False)
+    with pytest.raises(ConfigError, match=r"'code_executor\.api_key_env': the variable SANDBOX_KEY is not set"):
+        endpoint_of(CodeExecutor, settings, "code_executor")
+    monkeypatch.setenv("SANDBOX_KEY", "secret")
+    endpoint_of(CodeExecutor, settings, "code_executor")
+    for flags, environment in (
+        ({"code_executor": "http://b/"}, {}),
+        ({}, {"DRAFTHOUSE_CODE_EXECUTOR": "http://b/"}),
+    ):
+        found = load_config(flags, environment, file).code_executor
+        assert found is not None and (str(found.url), found.timeout_s, found.api_key_env) == ("http://b/", 30, None)
+    assert load_config({}, {}).code_executor is None
+    for wrong in (
+        "ftp://x",
+        "x",
+        {"timeout_s": 3},
+        {"url": "http://x", "colour": 1},
+        {"url": "http://x", "timeout_s": 0},
+    ):
+        with pytest.raises(ConfigError, match="code_executor"):
+            load_config({"code_executor": wrong}, {})
