@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+WORKERS ?= 2
 TEST_STAMP := $(VENV)/.installed-test
 # where the CPU build of torch is when the default index offers only the CUDA one; set it empty to skip the question
 TORCH_INDEX ?= --extra-index-url https://download.pytorch.org/whl/cpu --retries 1
@@ -12,8 +13,10 @@ TORCH_INDEX ?= --extra-index-url https://download.pytorch.org/whl/cpu --retries 
 serve: $(STAMP)
 	$(BIN)/drafthouse serve $(ARGS)
 
+# tests in two processes, but for those that start servers of their own and look at the clock
 test: $(TEST_STAMP) lint
-	$(BIN)/python -m pytest -q
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile --ignore=tests/acceptance
+	$(BIN)/python -m pytest -q tests/acceptance
 
 test-fast: $(TEST_STAMP)
 	$(BIN)/python -m pytest -q -m "not slow"
