@@ -18,6 +18,7 @@ from torch import Tensor
 from samplers.contract import Param
 from samplers.registry import Registry
 from samplers.rng import Noise
+from spec_decode.tree_forms import part
 
 if TYPE_CHECKING:
     from spec_decode.verify.batch import DraftBatch
@@ -70,6 +71,14 @@ class DraftTree:
         for node, parent in enumerate(self.parents):
             depths[node] = 1 if parent < 0 else depths[parent] + 1
         return depths
+
+    def part(self, nodes: Sequence[int]) -> DraftTree:
+        """The tree of these nodes, in rising order, which hold the parents of all of them. Of drawn nodes none may be
+        left out for what it is."""
+        kept = list(nodes)
+        parents = np.array(part(self.parents.tolist(), kept), np.int32)
+        laws, q_rows, q_minus = self.laws[kept], self.q_rows[kept], self.q_minus[kept]
+        return DraftTree(self.tokens[kept], parents, laws, q_rows, q_minus, self.q, self.matched)
 
     def check(self) -> None:
         """Raises TreeError."""

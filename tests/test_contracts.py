@@ -56,3 +56,13 @@ def test_draft_trees_check_themselves() -> None:
     for bad in (tree([0]), tree([-1, 2, 0]), tree([-2]), tree([-1], [Law.DENSE], [2]), tree([-1], [Law.DENSE], [-1])):
         with pytest.raises(TreeError):
             bad.check()
+
+
+def test_a_part_of_a_tree_is_a_tree() -> None:
+    whole = tree([-1, 0, 0, 1, -1], [Law.ONE_HOT, Law.DENSE, Law.DENSE, Law.ONE_HOT, Law.ONE_HOT], [-1, 0, 1, -1, -1])
+    part = whole.part([0, 2, 4])
+    part.check()
+    assert (part.tokens.tolist(), part.parents.tolist(), part.q_rows.tolist()) == ([0, 2, 4], [-1, 0, -1], [-1, 1, -1])
+    empty = whole.part([])
+    empty.check()
+    assert empty.depths.tolist() == []
