@@ -39,12 +39,27 @@ def pick(weights: npt.NDArray[np.int64], bits: npt.NDArray[np.int64]) -> npt.NDA
 def weights_of(logits: Tensor) -> Tensor:
     """`quantise` on the tensor's device, several times faster. logits: [R, V] fp32 with a finite entry per row."""
     peak = lowest_argmax(logits).unsqueeze(1)
-    mass = logits.double().sub_(logits.gather(1, peak)).exp_()
+    return _shares(logits.double().sub_(logits.gather(1, peak)).exp_(), peak)
+
+
+def draw(logits: Tensor, bits: Tensor) -> Tensor:
+    """`pick` of `weights_of`. logits: [R, V]; bits: [R] int64 in [0, 2^52) -> [R] int64."""
+    return _picked(weights_of(logits), bits)
+
+
+def draw_by_mass(mass: Tensor, bits: Tensor) -> Tensor:
+    """`draw` from rows of probabilities up to a factor. mass: [R, V]; a row without any gives no token at all, but a
+    number in [0, V]."""
+    return _picked(_shares(mass.to(torch.float64, copy=True), lowest_argmax(mass).unsqueeze(1)), bits)
+
+
+def _shares(mass: Tensor, peak: Tensor) -> Tensor:
+    """Integer weights of mass [R, V] fp64, which is used up; peak: [R, 1] its largest entries."""
     mass.mul_(2.0**BITS / mass.sum(1, keepdim=True))
     weights = mass.long()
     return weights.scatter_add_(1, peak, 2**BITS - weights.sum(1, keepdim=True))
 
 
-def draw(logits: Tensor, bits: Tensor) -> Tensor:
-    """`pick` of `weights_of`. logits: [R, V]; bits: [R] int64 in [0, 2^52) -> [R] int64."""
-    return torch.searchsorted(weights_of(logits).cumsum_(1), bits.unsqueeze(1), right=True).squeeze(1)
+def _picked(weights: Tensor, bits: Tensor) -> Tensor:
+    """weights: [R, V], used up."""
+    return torch.searchsorted(weights.cumsum_(1), bits.unsqueeze(1), right=True).squeeze(1)

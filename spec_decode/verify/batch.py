@@ -121,15 +121,15 @@ class DraftBatch:
         weights = self._row_at[requests, nodes]
         thinned = self.thinned[requests, nodes].nonzero()[0]
         if len(thinned):
-            weights[thinned] /= host(self._thin(requests[thinned], nodes[thinned]).sum(1))
+            weights[thinned] /= host(self._thin(requests[thinned], nodes[thinned]).sum(1, dtype=torch.float64))
         return weights
 
     def law(self, requests: Ids, nodes: Ids) -> Tensor:
-        """[k, V] fp64: the laws these nodes' tokens were drawn from. requests, nodes: [k]."""
+        """[k, V] in the type of `p`: the laws these nodes' tokens were drawn from. requests, nodes: [k]."""
         drawn = (self.laws[requests, nodes] == Law.DENSE).nonzero()[0]
         if len(drawn) == len(nodes):
             return self._drawn_law(requests, nodes)
-        law = torch.zeros(len(nodes), self.p.shape[1], dtype=torch.float64, device=self.p.device)
+        law = torch.zeros(len(nodes), self.p.shape[1], dtype=self.p.dtype, device=self.p.device)
         law.scatter_(1, self.there(self.tokens[requests, nodes])[:, None], 1.0)
         if len(drawn):
             law[self.there(drawn)] = self._drawn_law(requests[drawn], nodes[drawn])
@@ -164,18 +164,19 @@ class DraftBatch:
         rows = self._thin(requests, nodes)
         thinned = self.thinned[requests, nodes].nonzero()[0]
         if len(thinned):
-            rows[self.there(thinned)] /= rows[self.there(thinned)].sum(1, keepdim=True)
-        return rows
+            rows[self.there(thinned)] /= rows[self.there(thinned)].sum(1, keepdim=True, dtype=torch.float64)
+        return rows.to(self.p.dtype)
 
     def _thin(self, requests: Ids, nodes: Ids) -> Tensor:
-        """[k, V] fp64: the drawn nodes' rows without what earlier siblings took, not normalised. What is left is summed
+        """[k, V]: the drawn nodes' rows without what earlier siblings took, not normalised. What is left is summed
         where it is needed: one minus what was taken would have lost its digits where a row is peaked."""
-        rows = self.q[self.there(self.q_rows[requests, nodes])].double()
+        rows = self.q[self.there(self.q_rows[requests, nodes])]
+        if not self.thinned[requests, nodes].any():
+            return rows
         taken = self._elder[requests, nodes] & self.thinned[requests, nodes, None]
         taken &= self.q_rows[requests] == self.q_rows[requests, nodes][:, None]
         places, elders = taken.nonzero()
-        if len(places):
-            rows[self.there(places), self.there(self.tokens[requests[places], elders])] = 0.0
+        rows[self.there(places), self.there(self.tokens[requests[places], elders])] = 0.0
         return rows
 
 

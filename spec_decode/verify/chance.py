@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from samplers.quantise import draw
+from samplers.quantise import draw_by_mass
 from samplers.rng import Noise, Purpose, k52, philox, uniform
 from spec_decode.verify.batch import Ids, Mask, Scores
 
@@ -38,6 +38,6 @@ class Chance:
         noise = self._noise[requests]
         noise = Noise(noise.keys, noise.choices, noise.positions + offsets)
         bits = np.where(corrections, noise.bits(Purpose.RESIDUAL), noise.bits(Purpose.DRAW))
-        tokens = draw(rows.log(), torch.from_numpy(bits).to(rows.device)).clamp_(0, rows.shape[1] - 1)
+        tokens = draw_by_mass(rows, torch.from_numpy(bits).to(rows.device)).clamp_(0, rows.shape[1] - 1)
         found: Ids = tokens.cpu().numpy()
         return found

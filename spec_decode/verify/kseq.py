@@ -51,7 +51,7 @@ class KSeq:
             moved = np.zeros(len(walking), bool)
             if drafted.any():
                 requests, drafts, inner = walking[drafted], drafts[drafted], batch.there(drafted.nonzero()[0])
-                q = batch.law(requests, drafts.argmax(1))
+                q = batch.law(requests, drafts.argmax(1)).double()
                 found = factor(p[inner], q, batch.there(drafts.sum(1)))
                 ids = batch.there(batch.tokens[requests])
                 mass, weight = host(p[inner].gather(1, ids)), host(q.gather(1, ids) * found.rho[:, None])

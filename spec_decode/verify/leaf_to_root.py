@@ -24,7 +24,7 @@ def leaf_to_root(batch: DraftBatch, noise: Noise) -> Verdict:
     turns = np.zeros((count, batch.nodes + 1), np.int64)  # by place + 1: rank of the child to visit next
     places = np.full(count, ROOT)
     examined, repaired = np.zeros(count, np.int64), np.zeros(count, np.int64)
-    active = np.arange(count)
+    active, done = np.arange(count), np.zeros(count, bool)
     while len(active):
         at = places[active]
         slots = batch.depths[active, at + 1] * count + active
@@ -52,7 +52,8 @@ def leaf_to_root(batch: DraftBatch, noise: Noise) -> Verdict:
             rates[lost, parents + 1] = np.where(certain, 1.0, total / np.where(certain, 1.0, total + 1.0 - above))
             turns[lost, parents + 1] += 1
             places[lost] = parents
-        active = np.setdiff1d(active, requests[accepted])
+        done[requests[accepted]] = True
+        active = active[~done[active]]
     every = np.arange(count)
     offsets = batch.depths[every, places + 1]
     slots = offsets * count + every

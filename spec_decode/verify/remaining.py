@@ -13,25 +13,28 @@ class Remaining:
     """One row per slot: the target's row at some place of a request's tree, until something is taken from it.
 
     Rows that nothing was taken from are read where they are, so acceptance costs nothing as wide as the vocabulary.
+    Others are kept unnormalised, in the precision of the target's, with their sums in fp64.
     """
 
     def __init__(self, batch: DraftBatch, slots: int) -> None:
         self._batch = batch
         self._changed = np.zeros(slots, bool)
-        self._rest: Tensor | None = None  # [slots, V] fp64
+        self._rest: Tensor | None = None  # [slots, V]
+        self._totals = np.ones(slots)
 
     def renew(self, slots: Ids) -> None:
         """These slots stand for new places."""
         self._changed[slots] = False
+        self._totals[slots] = 1.0
 
     def changed(self, slots: Ids) -> Mask:
         """[k] whether something was taken."""
         return self._changed[slots]
 
     def rows(self, slots: Ids, requests: Ids, places: Ids) -> Tensor:
-        """[k, V] fp64, the caller's own. places: [k] that the slots stand for."""
+        """[k, V] weights, the caller's own. places: [k] that the slots stand for."""
         batch = self._batch
-        rows = batch.p[batch.there(batch.roots[requests] + 1 + places)].double()
+        rows = batch.p[batch.there(batch.roots[requests] + 1 + places)]
         changed = self._changed[slots].nonzero()[0]
         if len(changed) and self._rest is not None:
             rows[batch.there(changed)] = self._rest[batch.there(slots[changed])]
@@ -44,7 +47,8 @@ class Remaining:
         changed = self._changed[slots].nonzero()[0]
         if len(changed) and self._rest is not None:
             tokens = batch.tokens[requests[changed], nodes[changed]]
-            mass[changed] = host(self._rest[batch.there(slots[changed]), batch.there(tokens)])
+            kept = slots[changed]
+            mass[changed] = host(self._rest[batch.there(kept), batch.there(tokens)]) / self._totals[kept]
         return mass
 
     def take(self, slots: Ids, requests: Ids, nodes: Ids, rates: Scores) -> Scores:
@@ -53,14 +57,18 @@ class Remaining:
         A row of which nothing would be left stays as it is.
         """
         batch = self._batch
-        rows = self.rows(slots, requests, batch.parents[requests, nodes])
-        rest = rows * torch.from_numpy(rates).to(rows.device)[:, None]
+        rest = self.rows(slots, requests, batch.parents[requests, nodes])
+        rest.mul_(torch.from_numpy(rates / self._totals[slots]).to(rest)[:, None])
         rest.sub_(batch.law(requests, nodes)).clamp_(min=0.0)
-        total = rest.sum(1)
-        left = total > 0  # false for NaN
-        rest = torch.where(left[:, None], rest / total[:, None], rows)
+        totals = np.nan_to_num(host(rest.sum(1, dtype=torch.float64)))
         if self._rest is None:
-            self._rest = torch.empty(len(self._changed), rest.shape[1], dtype=torch.float64, device=rest.device)
+            self._rest = torch.empty(len(self._changed), rest.shape[1], dtype=rest.dtype, device=rest.device)
+        left = totals > 0
+        if not left.all():
+            rest[batch.there((~left).nonzero()[0])] = self.rows(
+                slots[~left], requests[~left], batch.parents[requests[~left], nodes[~left]]
+            )
         self._rest[batch.there(slots)] = rest
+        self._totals[slots] = np.where(left, totals, self._totals[slots])
         self._changed[slots] = True
-        return np.nan_to_num(host(total))
+        return totals

@@ -6,7 +6,7 @@ import numpy as np
 
 from samplers.rng import Noise
 from spec_decode.contract import Verdict
-from spec_decode.verify.batch import ROOT, DraftBatch, Ids, Mask
+from spec_decode.verify.batch import ROOT, DraftBatch, Mask
 from spec_decode.verify.chance import Chance
 from spec_decode.verify.outcome import verdict
 from spec_decode.verify.remaining import Remaining
@@ -21,14 +21,13 @@ def top_down(batch: DraftBatch, noise: Noise, tested: Mask) -> Verdict:
     count = len(batch)
     chance, rest = Chance(noise), Remaining(batch, count)
     uniforms = chance.accept(batch.nodes)
-    places, tokens = np.full(count, ROOT), np.zeros(count, np.int64)
+    places, tokens = np.full(count, ROOT), np.full(count, -1)
     examined, repaired = np.zeros(count, np.int64), np.zeros(count, np.int64)
     walking = np.arange(count)
-    for offset in range(batch.depth + 1):
-        if not len(walking):
-            break
-        waiting = walking
+    for offset in range(batch.depth):
+        moved = np.zeros(count, bool)
         for rank in range(batch.children.shape[2] - 1):
+            waiting = walking[~moved[walking]]
             nodes = batch.children[waiting, places[waiting] + 1, rank]
             here = (nodes >= 0) & tested[waiting, nodes]
             requests, nodes = waiting[here], nodes[here]
@@ -41,26 +40,26 @@ def top_down(batch: DraftBatch, noise: Noise, tested: Mask) -> Verdict:
             if len(rejected):
                 total = rest.take(rejected, rejected, nodes[~accepted], np.ones(len(rejected)))
                 repaired[rejected] += total <= 0
+            moved[requests[accepted]] = True
             places[requests[accepted]] = nodes[accepted]
-            waiting = np.setdiff1d(waiting, requests[accepted])
-        moved = np.setdiff1d(walking, waiting)
-        if len(waiting):
-            rows = rest.rows(waiting, waiting, places[waiting])
-            drawn = chance.draw(rows, waiting, np.full(len(waiting), offset), rest.changed(waiting))
-            nodes, seen = _found(batch, waiting, places[waiting], drawn, tested)
-            examined[waiting] += seen
-            tokens[waiting] = drawn
-            places[waiting] = np.where(nodes >= 0, nodes, places[waiting])
-            moved = np.union1d(moved, waiting[nodes >= 0])
-        walking = moved
+        waiting = walking[~moved[walking]]
+        children = batch.children[waiting, places[waiting] + 1]
+        others = (children >= 0) & ~tested[waiting[:, None], children]
+        asked = others.any(1)
+        if asked.any():
+            requests, children, others = waiting[asked], children[asked], others[asked]
+            rows = rest.rows(requests, requests, places[requests])
+            drawn = chance.draw(rows, requests, np.full(len(requests), offset), rest.changed(requests))
+            hits = others & (batch.tokens[requests[:, None], children] == drawn[:, None])
+            found = hits.any(1)
+            examined[requests] += others.sum(1)
+            tokens[requests[~found]] = drawn[~found]
+            moved[requests[found]] = True
+            places[requests[found]] = children[found, hits[found].argmax(1)]
+        walking = walking[moved[walking]]
         rest.renew(walking)
+    last = (tokens < 0).nonzero()[0]
+    if len(last):
+        offsets = batch.depths[last, places[last] + 1]
+        tokens[last] = chance.draw(rest.rows(last, last, places[last]), last, offsets, rest.changed(last))
     return verdict(batch, places, tokens, examined, repaired)
-
-
-def _found(batch: DraftBatch, requests: Ids, places: Ids, drawn: Ids, tested: Mask) -> tuple[Ids, Ids]:
-    """([k] the first child not tested whose token was drawn, or -1; [k] how many were not tested)."""
-    children = batch.children[requests, places + 1]
-    others = (children >= 0) & ~tested[requests[:, None], children]
-    hits = others & (batch.tokens[requests[:, None], children] == drawn[:, None])
-    nodes = children[np.arange(len(requests)), hits.argmax(1)]
-    return np.where(hits.any(1), nodes, -1), others.sum(1)

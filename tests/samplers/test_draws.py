@@ -13,7 +13,7 @@ from scipy import stats
 
 from samplers.argmax import compared_peaks, peaks
 from samplers.contract import Rows
-from samplers.quantise import BITS, draw, pick, quantise
+from samplers.quantise import BITS, draw, draw_by_mass, pick, quantise
 from samplers.registry import DRAWS
 from samplers.rng import Noise
 
@@ -50,6 +50,18 @@ def test_a_token_without_weight_is_never_drawn_not_even_by_zero_bits() -> None:
     weights = quantise(np.array([[-np.inf, 0.0, -np.inf]]))
     assert pick(weights, np.array([0])).tolist() == [1]
     assert pick(weights, np.array([2**BITS - 1])).tolist() == [1]
+
+
+def test_rows_of_mass_are_drawn_from_like_rows_of_logits() -> None:
+    """Whatever the factor, and with the very edges of each token's bits."""
+    mass = torch.tensor([[0.5, 0.0, 0.25, 0.125, 0.125]], dtype=torch.float64)
+    edges = [0, 2**51, 2**51 + 2**50, 2**51 + 2**50 + 2**49, 2**52]
+    for factor in (1.0, 2.0**-40, 8.0):
+        for token, (first, end) in zip((0, 2, 3, 4), zip(edges, edges[1:], strict=False), strict=True):
+            for bits in (first, end - 1):
+                assert draw_by_mass(factor * mass, torch.tensor([bits])).tolist() == [token]
+                assert draw(mass.log(), torch.tensor([bits])).tolist() == [token]
+    assert 0 <= draw_by_mass(torch.zeros(1, 5), torch.tensor([7])) <= 5
 
 
 @pytest.mark.parametrize("name", ["iid", "gumbel"])
