@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -57,7 +58,7 @@ def test_rows_of_mass_are_drawn_from_like_rows_of_logits() -> None:
     mass = torch.tensor([[0.5, 0.0, 0.25, 0.125, 0.125]], dtype=torch.float64)
     edges = [0, 2**51, 2**51 + 2**50, 2**51 + 2**50 + 2**49, 2**52]
     for factor in (1.0, 2.0**-40, 8.0):
-        for token, (first, end) in zip((0, 2, 3, 4), zip(edges, edges[1:], strict=False), strict=True):
+        for token, (first, end) in zip((0, 2, 3, 4), pairwise(edges), strict=True):
             for bits in (first, end - 1):
                 assert draw_by_mass(factor * mass, torch.tensor([bits])).tolist() == [token]
                 assert draw(mass.log(), torch.tensor([bits])).tolist() == [token]
