@@ -155,6 +155,34 @@ def test_a_failed_row_hurts_only_whoever_reaches_it(rule: str, bad: float) -> No
         assert (found.n_acc[::2] <= 1).all()
 
 
+def single(p: list[float], q: list[float]) -> DraftBatch:
+    """Twenty requests with token 0 drafted from this row."""
+    rows = torch.tensor([p, p], dtype=torch.float64).repeat(20, 1)
+    tree = DraftTree(
+        np.zeros(1, np.int64), np.full(1, -1, np.int32), np.full(1, Law.DENSE, np.uint8), np.zeros(1, np.int32),
+        np.zeros(1, np.float32), torch.tensor([q], dtype=torch.float64),
+    )  # fmt: skip
+    return DraftBatch.of([tree] * 20, rows, np.arange(20) * 2)
+
+
+TESTING = [rule for rule in LOSSLESS if rule != "match"]
+
+
+@pytest.mark.parametrize("rule", TESTING)
+def test_a_token_that_could_not_have_been_drawn_is_rejected(rule: str) -> None:
+    found = verify(rule, single([0.9, 0.1], [0.0, 1.0]), noise_of(np.arange(20), np.zeros(20)))
+    assert (found.n_acc == 0).all()
+
+
+@pytest.mark.parametrize("rule", TESTING)
+def test_a_residual_without_mass_is_replaced_and_counted(rule: str) -> None:
+    """As rounding may leave it: a row that does not sum to one."""
+    found = verify(rule, single([0.5, 0.0], [1.0, 0.0]), noise_of(np.arange(20), np.zeros(20)))
+    assert 0 < (found.n_acc == 0).sum() < 20
+    assert (found.repaired == (found.n_acc == 0)).all()
+    assert (found.next_token == 0).all()
+
+
 # --- typical acceptance
 
 
