@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from samplers.contract import Param
 from samplers.rng import Noise
 from spec_decode.contract import VERIFIERS, Law, TreeError, Verdict
 from spec_decode.theory.kseq import factor, residual
-from spec_decode.verify.batch import ROOT, DraftBatch, host
+from spec_decode.verify.batch import ROOT, DraftBatch, Ids, Mask, Scores, host
 from spec_decode.verify.chance import Chance
 from spec_decode.verify.outcome import verdict
 
@@ -52,26 +53,44 @@ class KSeq:
             if drafted.any():
                 requests, drafts, inner = walking[drafted], drafts[drafted], batch.there(drafted.nonzero()[0])
                 q = batch.law(requests, drafts.argmax(1)).double()
-                found = factor(p[inner], q, batch.there(drafts.sum(1)))
-                ids = batch.there(batch.tokens[requests])
-                mass, weight = host(p[inner].gather(1, ids)), host(q.gather(1, ids) * found.rho[:, None])
-                passed = drafts & (uniforms[requests] * weight < mass) & (weight > 0)
-                accepted, first = passed.any(1), passed.argmax(1)
-                last = np.where(accepted, first, batch.nodes)
-                examined[requests] += (drafts & (np.arange(batch.nodes) <= last[:, None])).sum(1)
+                found = _position(p[inner], q, drafts, batch.tokens[requests], uniforms[requests])
+                accepted, node = found.accepted, found.node
                 moved[drafted] = accepted
+                places[requests[accepted]] = node[accepted]
                 along[requests, 0] = False
-                along[requests, 1:] = drafts & (batch.tokens[requests] == batch.tokens[requests, first][:, None])
-                rest = residual(p[inner], q, found)
-                repaired[requests] += ~accepted & host((rest.amin(1) < -_ROUNDING) | ~(rest.amax(1) > 0)).astype(bool)
-                p[inner] = torch.where(rest.amax(1, keepdim=True) > 0, rest.clamp(min=0.0), p[inner])
-                places[requests[accepted]] = first[accepted]
+                along[requests, 1:] = drafts & (batch.tokens[requests] == batch.tokens[requests, node][:, None])
+                p[inner] = found.rest
+                last = np.where(accepted, node, batch.nodes)
+                examined[requests] += (drafts & (np.arange(batch.nodes) <= last[:, None])).sum(1)
+                repaired[requests] += found.repaired & ~accepted
             stopped = ~moved
             if stopped.any():
                 requests, rows = walking[stopped], p[batch.there(stopped.nonzero()[0])]
                 tokens[requests] = chance.draw(rows, requests, np.full(len(requests), offset), drafted[stopped])
             walking = walking[moved]
         return verdict(batch, places, tokens, examined, repaired)
+
+
+class _Position(NamedTuple):
+    """What happens to the drafts for one position of each of k requests."""
+
+    accepted: Mask  # [k]
+    node: Ids  # [k] the accepted draft; 0 where there is none
+    rest: Tensor  # [k, V] weights of the token that follows where there is none
+    repaired: Mask  # [k] rounding has left less than nothing of them
+
+
+def _position(p: Tensor, q: Tensor, drafts: Mask, tokens: Ids, uniforms: Scores) -> _Position:
+    """p, q: [k, V] fp64; drafts: [k, N] which nodes stand at the position; tokens, uniforms: [k, N] of the nodes."""
+    found = factor(p, q, torch.from_numpy(drafts.sum(1)).to(p.device))
+    ids = torch.from_numpy(tokens).to(p.device)
+    mass, weight = host(p.gather(1, ids)), host(q.gather(1, ids) * found.rho[:, None])
+    passed = drafts & (uniforms * weight < mass) & (weight > 0)
+    rest = residual(p, q, found)
+    some = rest.amax(1) > 0
+    repaired = (rest.amin(1) < -_ROUNDING) | ~some
+    rest = torch.where(some[:, None], rest.clamp(min=0.0), p)
+    return _Position(np.any(passed, 1), passed.argmax(1), rest, repaired.cpu().numpy())
 
 
 def _check(batch: DraftBatch) -> None:
