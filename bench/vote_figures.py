@@ -32,7 +32,7 @@ def draw_rules(rules: Rules, path: Path) -> None:
     error.set(ylabel="expected calibration error, points", title="Calibration of the reported confidence")
     for axis in (accuracy, error):
         _by_k(axis)
-        axis.legend(fontsize=8)
+    figure.legend(*accuracy.get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize=9)
     _save(pyplot, figure, path)
 
 
