@@ -146,6 +146,7 @@ class DraftSource(Protocol):
     name: ClassVar[str]
     draws: ClassVar[bool]  # its nodes are drawn, unless a request wants drafts at temperature 0; else all are ONE_HOT
     branches: ClassVar[bool]  # it can propose several tokens at one position
+    ranks: ClassVar[bool]  # it can name its most probable tokens
     field: ClassVar[str]  # the object of a request that holds its parameters; "": it has none
     params: ClassVar[tuple[Param, ...]]
 

@@ -20,7 +20,7 @@ def chain(depth: int) -> Form:
 
 def sequences(count: int, depth: int) -> Form:
     """`count` chains below the root, one depth of all of them after the other."""
-    return (-1,) * count + tuple(range(count * (depth - 1)))
+    return tuple(max(node - count, -1) for node in range(count * depth))
 
 
 def static(branching: Sequence[int], max_nodes: int) -> Form:

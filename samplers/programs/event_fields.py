@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from samplers.contract import Param, SamplerError
+from samplers.fields import fields_of
 from samplers.model_facts import ModelFacts
 from samplers.programs.classifiers import CLASSIFIERS
 from samplers.programs.contract import Setting
@@ -21,7 +22,7 @@ _THRESHOLD = Param("threshold", float, 0.5, low=0, high=1)
 def parse(value: Any, path: str, model: ModelFacts) -> dict[str, Any]:
     """The parts of an event, checked and with their defaults, as JSON. Raises SamplerError."""
     parts = {}
-    for name, part in _fields(value, path, tuple(_PARSERS)).items():
+    for name, part in fields_of(value, path, tuple(_PARSERS)).items():
         parts[name] = _PARSERS[name](part, f"{path}.{name}")
     if not parts.get("finished", True):
         del parts["finished"]
@@ -42,16 +43,6 @@ def check(parts: Mapping[str, Any], setting: Setting) -> None:
         raise SamplerError(f"'event' cannot come about: max_len is below min_tokens ({setting.min_tokens})", "event")
 
 
-def _fields(value: Any, path: str, known: Sequence[str]) -> dict[str, Any]:
-    """The fields of an object, those that are null left out."""
-    if not isinstance(value, Mapping):
-        raise SamplerError(f"'{path}' must be an object", path)
-    for name in value:
-        if name not in known:
-            raise SamplerError(f"'{path}' has no field '{name}'; it has {', '.join(known)}", f"{path}.{name}")
-    return {name: part for name, part in value.items() if part is not None}
-
-
 def _needed(given: Mapping[str, Any], name: str, path: str) -> Any:
     if name not in given:
         raise SamplerError(f"'{path}.{name}' is missing", f"{path}.{name}")
@@ -63,13 +54,13 @@ def _scalar(given: Mapping[str, Any], param: Param, path: str) -> Any:
 
 
 def _no_repeat(value: Any, path: str) -> dict[str, Any]:
-    given = _fields(value, path, ("n", "max_count"))
+    given = fields_of(value, path, ("n", "max_count"))
     _needed(given, "n", path)
     return {"n": _scalar(given, _N, path), "max_count": _scalar(given, _MAX_COUNT, path)}
 
 
 def _no_prompt_copy(value: Any, path: str) -> dict[str, Any]:
-    given = _fields(value, path, ("n",))
+    given = fields_of(value, path, ("n",))
     _needed(given, "n", path)
     return {"n": _scalar(given, _N, path)}
 
@@ -86,7 +77,7 @@ def _regex_not(value: Any, path: str) -> str:
 
 
 def _classifier(value: Any, path: str) -> dict[str, Any]:
-    given = _fields(value, path, ("id", "threshold"))
+    given = fields_of(value, path, ("id", "threshold"))
     name = _needed(given, "id", path)
     if not isinstance(name, str):
         raise SamplerError(f"'{path}.id' must be a string", f"{path}.id")

@@ -5,23 +5,22 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from copy import copy
-from typing import Any
+from typing import Any, ClassVar
 
 from samplers.contract import Param, SamplerError
 from spec_decode.contract import DRAFT_SOURCES, DraftAdmission, DraftPlan, DraftTree
 from spec_decode.drafters.per_request import PerRequest
+from spec_decode.drafters.source import BaseSource
 from spec_decode.tree_forms import chain
 
 
 @DRAFT_SOURCES.register
-class PromptLookup:
+class PromptLookup(BaseSource):
     """The longest of the last `max` to `min` tokens that occur decides, at its latest or first occurrence."""
 
     name = "prompt_lookup"
-    draws = False
-    branches = False
     field = "ngram"
-    params = (
+    params: ClassVar[tuple[Param, ...]] = (
         Param("min", int, 2, low=1, high=8),
         Param("max", int, 5, low=1, high=16),
         Param("pick", str, "recent", choices=("recent", "first")),

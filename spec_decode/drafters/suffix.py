@@ -4,37 +4,35 @@ its tenant's past outputs (SuffixDecoding, Oliaro et al., arXiv 2411.04975; spec
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from copy import copy
-from typing import Any
+from typing import ClassVar
 
 from samplers.contract import Param
 from spec_decode.contract import DRAFT_SOURCES, DraftAdmission, DraftPlan, DraftTree
 from spec_decode.drafters.automaton import SuffixAutomaton
 from spec_decode.drafters.growth import Growth
 from spec_decode.drafters.per_request import PerRequest
+from spec_decode.drafters.source import BaseSource
 from spec_decode.drafters.tenants import TenantLimits, Tenants
 
 
 @DRAFT_SOURCES.register
-class Suffix:
+class Suffix(BaseSource):
     """A match of m tokens allows floor(m * `factor` + `offset`) drafts, each with a share of at least `min_prob` of
     the texts that reached the match."""
 
     name = "suffix"
-    draws = False
     branches = True
+    ranks = True
     field = "suffix"
-    params = (
+    params: ClassVar[tuple[Param, ...]] = (
         Param("scope", str, "request", choices=("request", "tenant")),
         Param("factor", float, 1.0, low=0.1, high=8),
         Param("offset", int, 0, low=-4, high=16),
         Param("min_prob", float, 0.1, low=0, high=1),
         Param("max_depth", int, 24, low=4, high=128),
     )
-
-    def check(self, values: Mapping[str, Any], path: str) -> None:
-        pass
 
     def new_drafter(self, tenants: Tenants | None = None, clock: Callable[[], float] = time.monotonic) -> PerRequest:
         """tenants: without them every admission's tenant must be None."""

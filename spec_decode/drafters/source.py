@@ -1,0 +1,22 @@
+"""Base class of draft sources: no parameters, and nothing that values could exclude."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from samplers.contract import Param
+
+
+class BaseSource:
+    """See `DraftSource` of the contract."""
+
+    name: ClassVar[str]
+    draws: ClassVar[bool] = False
+    branches: ClassVar[bool] = False
+    ranks: ClassVar[bool] = False
+    field: ClassVar[str] = ""
+    params: ClassVar[tuple[Param, ...]] = ()
+
+    def check(self, values: Mapping[str, Any], path: str) -> None:
+        pass

@@ -1,0 +1,42 @@
+"""Reads the `spec_decode` field of a request (spec_decode.md section 1)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import spec_decode.verify  # noqa: F401  registers the rules
+from samplers.contract import SamplerError
+from spec_decode.combinations import check
+from spec_decode.facts import SamplerClass, SpecError, SpecFacts
+from spec_decode.policy import UNAVAILABLE, choose_source, resolve
+from spec_decode.request import Plain, SpecRequest
+from spec_decode.wish import AUTO, PATH, read_wish
+
+INCOMPATIBLE = "sampler_incompatible"
+
+
+def read_spec(value: Any, facts: SpecFacts) -> SpecRequest | Plain:
+    """value: false, "auto" (None is the same) or an object. "auto" never fails, it falls back to plain decoding and
+    says why. Raises SamplerError, in some cases a SpecError with a code, with the dotted path of the field."""
+    if value is False:
+        return Plain()
+    if value is None or value == AUTO:
+        return _automatic(facts)
+    if not isinstance(value, Mapping):
+        raise SamplerError(f"'{PATH}' must be false, \"{AUTO}\" or an object", PATH)
+    wish = read_wish(value, facts.sources)
+    if facts.sampler is SamplerClass.NONE:
+        raise SpecError(f"'{PATH}': the request's sampler does not choose one next token after the other", PATH)
+    source = choose_source(wish, facts)
+    check(wish, source, facts)
+    return resolve(wish, source, facts)
+
+
+def _automatic(facts: SpecFacts) -> SpecRequest | Plain:
+    if facts.sampler is SamplerClass.NONE:
+        return Plain(INCOMPATIBLE)
+    if not facts.sources:
+        return Plain(UNAVAILABLE)
+    wish = read_wish({}, facts.sources)
+    return resolve(wish, choose_source(wish, facts), facts)
