@@ -93,7 +93,7 @@ def verify(name: str, batch: DraftBatch, noise: Noise) -> Verdict:
 
 
 @pytest.mark.parametrize("name", RULES)
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(data=st.data(), seed=st.integers(0, 2**32), vocab=st.sampled_from([2, 5, 12]))
 def test_verdicts_are_those_of_the_reference(name: str, data: st.DataObject, seed: int, vocab: int) -> None:
     forms = data.draw(st.lists(FORMS.get(name, trees)(), max_size=5))
