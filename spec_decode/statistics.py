@@ -1,0 +1,47 @@
+"""What speculation has done for one choice, as its response shows it."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+from spec_decode.acceptance import Verified
+from spec_decode.tree_forms import depths
+
+
+@dataclass
+class SpecStatistics:
+    """Steps without drafts count as well: they emit one token."""
+
+    steps: int = 0
+    drafted: int = 0  # nodes
+    accepted: int = 0
+    emitted: int = 0  # tokens
+    reached: Counter[int] = field(default_factory=Counter)  # depth -> steps that had a draft there
+    passed: Counter[int] = field(default_factory=Counter)  # depth -> steps that accepted one there
+    sizes: Counter[int] = field(default_factory=Counter)  # deepest draft of a step -> steps
+
+    def add(self, verified: Verified, emitted: int) -> None:
+        """One step. emitted: tokens that went into the output, fewer than accepted ones and one where it ended."""
+        deepest = max(depths(verified.form), default=0)
+        self.steps += 1
+        self.drafted += len(verified.form)
+        self.accepted += len(verified.path)
+        self.emitted += emitted
+        self.reached.update(range(1, deepest + 1))
+        self.passed.update(range(1, len(verified.path) + 1))
+        self.sizes[deepest] += 1
+
+    def report(self, level: str) -> dict[str, Any]:
+        """level: none, summary or detailed, as `stats` of the request."""
+        if level == "none":
+            return {}
+        counts = {"steps": self.steps, "drafted": self.drafted, "accepted": self.accepted}
+        summary = counts | {"mean_emitted": self.emitted / self.steps if self.steps else 0.0}
+        if level == "summary":
+            return summary
+        return summary | {
+            "acceptance_by_offset": [self.passed[depth] / self.reached[depth] for depth in sorted(self.reached)],
+            "draft_lengths": {str(length): self.sizes[length] for length in sorted(self.sizes)},
+        }
