@@ -14,6 +14,7 @@ from voting.contract import Sample
 _FOUND_BY_VOTES = ("sum_logprob", "cluster", "q", "weight", "pruned", "prune_reason")
 # about how it was drawn: of the request; "listed": mean_logprob is over the tokens a server lists, perhaps not all
 _OF_DRAWING = ("seed", "counted")
+_LARGEST = 2**63
 
 
 def read_sample(record: Any, index: int, path: str) -> Sample:
@@ -78,8 +79,8 @@ def _text(value: Any, path: str) -> str:
 
 
 def _integer(value: Any, path: str) -> int:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise SamplerError(f"'{path}' must be an integer that is not negative", path)
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < _LARGEST:
+        raise SamplerError(f"'{path}' must be an integer that is not negative and has 63 bits", path)
     return value
 
 

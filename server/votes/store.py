@@ -16,6 +16,7 @@ from server.errors import ApiError, bad_request
 from server.votes.executor import CodeTest
 from server.votes.result import Held
 from voting.code_session import CodeSession
+from voting.contract import Sample
 from voting.sessions import VoteSession
 from voting.verdicts import Verdict
 
@@ -24,7 +25,8 @@ MOST_VOTES = 1024
 MOST_BYTES = 256 * 2**20
 MOST_VERDICTS = 1024  # on one vote
 # bytes of memory, about
-_TOKEN, _NUMBER, _SAMPLE, _VERDICT = 36, 32, 1024, 512
+_TOKEN, _NUMBER, _SAMPLE, _VERDICT, _FLAG = 36, 32, 1024, 512, 8
+_CHARACTER = 4
 
 
 @dataclass
@@ -50,19 +52,23 @@ class StoredVote:
     @property
     def size(self) -> int:
         """Bytes of memory, about."""
-        samples = sum(
-            _SAMPLE
-            + 4 * len(sample.text)
-            + _TOKEN * len(sample.token_ids or ())
-            + _NUMBER * (len(sample.entropies or ()) + len(sample.confidences or ()))
-            for sample in self.held.result.outcome.samples
-        )
-        tests = 4 * sum(len(test.input) + len(test.expected) for test in self.tests)
-        return samples + tests + len(self.response or b"") + sum(map(_size, self.session.log))
+        samples = self.held.result.outcome.samples
+        tests = _CHARACTER * sum(len(test.input) + len(test.expected) for test in self.tests)
+        passes = _FLAG * len(self.tests) * len(samples)
+        verdicts = sum(map(_size_of_verdict, self.session.log))
+        return sum(map(_size_of_sample, samples)) + tests + passes + verdicts + len(self.response or b"")
 
 
-def _size(verdict: Verdict) -> int:
-    return _VERDICT + 4 * len(verdict.value or "") + 8 * len(verdict.column or ())
+def _size_of_sample(sample: Sample) -> int:
+    """All that a request may bring along; an answer is kept as it was given and as it is compared."""
+    names = (sample.text, sample.finish_reason, sample.abstain_reason or "", *sample.scores)
+    characters = sum(map(len, names)) + 2 * len(sample.answer or "")
+    numbers = len(sample.entropies or ()) + len(sample.confidences or ()) + 4 * len(sample.scores)
+    return _SAMPLE + _CHARACTER * characters + _TOKEN * len(sample.token_ids or ()) + _NUMBER * numbers
+
+
+def _size_of_verdict(verdict: Verdict) -> int:
+    return _VERDICT + _CHARACTER * len(verdict.value or "") + _FLAG * len(verdict.column or ())
 
 
 class VoteStore:
