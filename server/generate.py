@@ -50,7 +50,7 @@ class Progress:
 
 
 class Tokens(NamedTuple):
-    """Tokens of prompts and outputs that the client does not see."""
+    """Tokens that were read and generated."""
 
     prompt: int = 0
     completion: int = 0
@@ -79,7 +79,7 @@ class Step:
     report: Mapping[str, Any] | None = None  # what the program says about this prompt, at the end
     # of an election
     progress: list[Progress] = field(default_factory=list)  # one per sample that has finished
-    hidden: Tokens = NO_TOKENS
+    spent: Tokens = NO_TOKENS  # on all samples, shown or not, and on prompts besides the request's
     vote: Vote | None = None  # of this prompt, with its winner
 
 
@@ -110,8 +110,8 @@ async def run(job: Job, metrics: Metrics) -> AsyncGenerator[Step]:
                 held.clear()
             elif failed or step.report is not None:
                 held.append(replace(step, events=failed, prompt_scores=None, progress=[]))
-                step = replace(step, events=others, absent=0, report=None, hidden=NO_TOKENS, vote=None)
-            if step.events or step.prompt_scores is not None or step.report is not None or step.progress:
+                step = replace(step, events=others, absent=0, report=None, spent=NO_TOKENS, vote=None)
+            if step != Step(step.prompt, cached_tokens=step.cached_tokens):  # it says something
                 yield step
     failures = [event for step in held for event in step.events]
     if failures:

@@ -83,10 +83,11 @@ class Outcome:
             "flags": list(self.flags),
         }
 
-    def records(self) -> list[dict[str, Any]]:
-        """Finite JSON: every sample with its cluster and what it was worth."""
+    def records(self, aside: Sequence[Sample] = ()) -> list[dict[str, Any]]:
+        """Finite JSON: every sample with its cluster and what it was worth. aside: others, which have had no vote."""
         places = {index: place for place, cluster in enumerate(self.clusters) for index in cluster.members}
-        return [self._record(sample, places.get(sample.index)) for sample in self.samples]
+        samples = sorted((*self.samples, *aside), key=lambda sample: sample.index)
+        return [self._record(sample, places.get(sample.index)) for sample in samples]
 
     def _record(self, sample: Sample, cluster: int | None) -> dict[str, Any]:
         pruned = self.tally.pruned.get(sample.index)

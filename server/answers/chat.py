@@ -78,18 +78,22 @@ class ChatAnswer:
         """The chunks of one step. `started` holds the choices whose role has been sent."""
         folded.note(step)
         for event in step.events:
+            own_prompt: dict[str, Any] = {}
             if event.choice not in started:
                 yield from self._opening(event, folded, first=not started)
                 started.add(event.choice)
+            else:  # an elected choice's, which its opening could not know
+                own_prompt = self._own_prompt_ids(event)
             folded.count(event)
             lists = self._per_token(event)
             if event.text or self._shows_empty(event):
                 delta = {"delta": {"content": event.text}, "logprobs": self._logprobs(event.entries)}
-                yield self._chunk(folded, {"index": event.choice, **delta, "finish_reason": None, **lists})
-                lists = {name: [] for name in lists}
+                chosen = {"index": event.choice, **delta, "finish_reason": None, **lists, **own_prompt}
+                yield self._chunk(folded, chosen)
+                lists, own_prompt = {name: [] for name in lists}, {}
             if event.end is not None:
                 end = {"delta": {}, "logprobs": None, **end_fields(event.end)}
-                chunk = self._chunk(folded, {"index": event.choice, **end, **lists})
+                chunk = self._chunk(folded, {"index": event.choice, **end, **lists, **own_prompt})
                 yield self._last(chunk, folded)
         for progress in step.progress:
             nothing = {"index": step.prompt, "delta": {}, "logprobs": None, "finish_reason": None}

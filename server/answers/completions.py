@@ -68,7 +68,7 @@ class CompletionAnswer:
         choice |= {"finish_reason": None, "stop_reason": None} if event.end is None else end_fields(event.end)
         if self.token_ids:
             choice["token_ids"] = event.token_ids
-            if opening:
+            if opening or event.prompt_ids:
                 choice["prompt_token_ids"] = list(event.prompt_ids or prompt.ids)
         if self.plan.traced:
             choice["sampler_trace"] = sampler_trace(event.token_ids, event.traces, self.names)

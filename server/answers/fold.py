@@ -23,8 +23,7 @@ class Folded:
     choices: dict[int, ChoiceEvent] = field(default_factory=dict)  # by index over all prompts
     prompt_scores: dict[int, list[TokenScore | None]] = field(default_factory=dict)
     cached: dict[int, int] = field(default_factory=dict)
-    completion_tokens: int = 0  # of choices that are shown
-    hidden: Tokens = NO_TOKENS
+    spent: Tokens = NO_TOKENS  # beyond the prompts themselves
     ended: int = 0
     absent: int = 0  # choices that programs did not find
     programs: dict[int, Mapping[str, Any]] = field(default_factory=dict)  # what programs say, by prompt
@@ -34,7 +33,7 @@ class Folded:
     def note(self, step: Step) -> None:
         """What concerns prompts: scores, cache hits, programs, elections."""
         self.absent += step.absent
-        self.hidden = Tokens(self.hidden.prompt + step.hidden.prompt, self.hidden.completion + step.hidden.completion)
+        self._spend(step.spent)
         if step.vote is not None:
             self.votes[step.prompt] = step.vote
         if step.report is not None:
@@ -44,8 +43,12 @@ class Folded:
             self.prompt_scores[step.prompt] = step.prompt_scores
 
     def count(self, event: ChoiceEvent) -> None:
-        self.completion_tokens += len(event.token_ids)
+        if self.plan.job.election is None:  # which counts the tokens of all samples itself
+            self._spend(Tokens(0, len(event.token_ids)))
         self.ended += event.end is not None
+
+    def _spend(self, tokens: Tokens) -> None:
+        self.spent = Tokens(self.spent.prompt + tokens.prompt, self.spent.completion + tokens.completion)
 
     def add(self, event: ChoiceEvent) -> None:
         """Append to the choice's result."""
@@ -67,8 +70,8 @@ class Folded:
         return traced + (1 + k) * (prompts + sum(len(choice.entries) for choice in self.choices.values()))
 
     def usage(self) -> dict[str, Any]:
-        prompt = sum(len(one.ids) for one in self.plan.prompts) + self.hidden.prompt
-        completion = self.completion_tokens + self.hidden.completion
+        prompt = sum(len(one.ids) for one in self.plan.prompts) + self.spent.prompt
+        completion = self.spent.completion
         return usage(Tokens(prompt, completion), sum(self.cached.values()))
 
     def tell(self) -> dict[str, Any]:

@@ -117,7 +117,8 @@ class Ballot:
                 self._begun = self._begun or bool(opening)
                 progress = [Progress(self._finished + 1 + i, self._expected) for i in range(len(done))]
                 self._finished += len(done)
-                yield replace(step, events=opening, absent=0, progress=progress)
+                spent = Tokens(0, sum(len(event.token_ids) for event in step.events))
+                yield replace(step, events=opening, absent=0, progress=progress, spent=spent)
                 # where something looks at every sample, answers are compared
                 size = LARGE if self.box.watched else sum(len(sample.text) for sample in done)
                 if done and await offload(size, self.box.put, done):
@@ -160,7 +161,7 @@ class Ballot:
         return Step(
             self._prompt,
             winner.shown(self._prompt, whole=self._election.whole),
-            hidden=Tokens(extra.prompt, drawn - winner.tokens + extra.completion),
+            spent=Tokens(extra.prompt, beside.completion),
             vote=Held(self._election.vote, result, self._reading, tokens, None if share is None else share.report()),
         )
 

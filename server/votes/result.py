@@ -24,13 +24,14 @@ class Result:
     outcome: Outcome
     stop: Mapping[str, Any]  # what became of the stopping rule
     cert: Mapping[str, Any] | None  # None: samples depend on each other, or it means nothing for other reasons
-    used: int  # samples that were looked at; the answer may be taken from fewer
+    aside: tuple[Sample, ...] = ()  # samples that the stopping rule has looked at, and the answer is not taken from
 
     def report(self, vote: VoteRequest) -> dict[str, Any]:
         """Finite JSON."""
         said = {**vote.report(), **self.outcome.report()}
-        said |= {"used_samples": self.used, "stop": {**said["stop"], **self.stop}, "cert": self.cert}
-        return said | ({"sample_records": self.outcome.records()} if vote.return_samples else {})
+        used = len(self.outcome.samples) + len(self.aside)
+        said |= {"used_samples": used, "stop": {**said["stop"], **self.stop}, "cert": self.cert}
+        return said | ({"sample_records": self.outcome.records(self.aside)} if vote.return_samples else {})
 
 
 @dataclass(frozen=True)
@@ -58,7 +59,8 @@ def decide(
     """
     found = reading.partition(samples)
     flags = (*flags, *found.flags)
-    counted = [samples[place] for place in basis_of(watch, samples)]
+    basis = basis_of(watch, samples)
+    counted = [samples[place] for place in basis]
     outcome = hold(
         counted, found.clusters, vote.rule, vote.values, use_sample_weights=vote.use_sample_weights, flags=flags
     )
@@ -71,7 +73,8 @@ def decide(
         if one is not None:
             one["target"] = _place_of(one["target"], found.clusters, outcome)
     void = NOT_IID in flags or NOT_TRANSITIVE in flags or any(sample.weight != 1 for sample in samples)
-    return Result(outcome, said, None if void else cert, len(samples))
+    aside = tuple(sample for place, sample in enumerate(samples) if place not in basis)
+    return Result(outcome, said, None if void else cert, aside)
 
 
 def basis_of(watch: Watch, samples: Sequence[Sample]) -> range:

@@ -71,6 +71,7 @@ def read_equivalence(value: Any, path: str = "voting.equiv") -> Equivalence:
     "percent": "unit", "symmetric": "or"}. Raises SamplerError with a dotted path.
     """
     given = as_object(value, path)
+    check_names(given, ("name", *_OPTIONS["math_verify"]), path)
     name = one_of(given.get("name"), _OPTIONS, path if isinstance(value, str) else f"{path}.name")
     check_names(given, ("name", *_OPTIONS[name]), path)
 

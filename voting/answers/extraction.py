@@ -36,6 +36,7 @@ _FINDERS: Mapping[str, Find] = MappingProxyType(
 )
 _NAMES = (*_FINDERS, "auto")
 _KINDS = ("name", "regex", "json_path")
+_FIELDS = (*_KINDS, "group", "allow_last_number")
 _GROUP = Param("group", int, 0, low=0, high=100)
 _ALLOW_LAST_NUMBER = Param("allow_last_number", bool, False)
 
@@ -91,6 +92,7 @@ def read_extraction(value: Any, path: str = "voting.extract") -> Extraction:
     {"json_path": ...}. Raises SamplerError with a dotted path.
     """
     given = as_object(value, path)
+    check_names(given, _FIELDS, path)
     kind = next((kind for kind in _KINDS if kind in given), "name")
     if kind == "regex":
         check_names(given, ("regex", "group"), path)

@@ -123,9 +123,13 @@ def test_a_window_answers_alone(raw: httpx.Client, live: Live) -> None:
     assert (both["answer"], both["stop"]["fired_at"]) == ("5", 2)
     say(live, answers(5, 4, 4, 5, 5, 6, 4, 4))
     every = report(body(post_chat(raw, voting={"samples": 8, "stop": stop})))
-    window = report(body(post_chat(raw, voting={"samples": 8, "stop": {**stop, "answer_from": "window"}})))
+    asked = {"samples": 8, "stop": {**stop, "answer_from": "window"}, "return_samples": True}
+    window = report(body(post_chat(raw, voting=asked)))
     assert every["stop"]["fired_at"] == window["stop"]["fired_at"] == 8
     assert every["used_samples"] == window["used_samples"] == 8
+    assert [(one["index"], one["cluster"]) for one in window["sample_records"]] == [(i, None) for i in range(6)] + [
+        (6, 0), (7, 0),
+    ]  # fmt: skip
     assert (every["answer"], every["confidence"]) == ("4", 4 / 8)
     assert (window["answer"], window["confidence"]) == ("4", 1.0)
     assert every["clusters"][every["cert"]["target"]]["answer"] == "4"

@@ -18,7 +18,7 @@ from voting.verdicts import Verdict
 
 SAMPLES = samples_of(("7", 0.5), ("7", 0.4), ("8", 0.3))
 OUTCOME = vote("sc", SAMPLES)
-HELD = Held(read_vote({}, 16), Result(OUTCOME, {}, None, 3), Reading(Equivalence()), {"prompt": 0})
+HELD = Held(read_vote({}, 16), Result(OUTCOME, {}, None), Reading(Equivalence()), {"prompt": 0})
 SESSION = VoteSession(OUTCOME, finder(OUTCOME, Equivalence()))
 ACCEPT = Verdict("cluster", 0, "accept", None, 1.0, "ann")
 REJECT = replace(ACCEPT, verdict="reject")
