@@ -121,7 +121,9 @@ def test_what_has_been_drawn_is_not_drawn_again(drawing: Drawing, measured: dict
 
 
 def test_the_same_samples_are_drawn_again(drawing: Drawing, measured: dict[str, Any], tmp_path: Path) -> None:
-    anew = Drawing(drawing._sampling, tmp_path, replace(TINY, problems=1)).read(ARITHMETIC, lambda: None)[0]
+    anew = Drawing(drawing._sampling, tmp_path, replace(TINY, problems=1, arithmetic_problems=1)).read(
+        ARITHMETIC, lambda: None
+    )[0]
     known = drawing.read(ARITHMETIC, lambda: None)[0]
     assert [one.token_ids for one in anew.samples] == [one.token_ids for one in known.samples]
     assert read_problems(tmp_path / "arithmetic.jsonl")[0].gold == known.gold
