@@ -83,8 +83,9 @@ class Step:
     vote: Vote | None = None  # of this prompt, with its winner
 
 
+Enough = Callable[[], bool]  # whether choices that are still being made are in vain
 # choices of a request for some prompt, of which the first has this number among the prompt's
-Draw = Callable[[DecodeRequest, int], AsyncGenerator[Step]]
+Draw = Callable[[DecodeRequest, int, Enough], AsyncGenerator[Step]]
 
 
 class Election(Protocol):
@@ -177,26 +178,26 @@ def _prompt_steps(job: Job, prompt: int, metrics: Metrics, gate: asyncio.Semapho
     """The steps of one prompt's choices, or of the one that is elected."""
     clock = _Clock(metrics, job.model.id, job.arrived)
 
-    def draw(request: DecodeRequest, first: int) -> AsyncGenerator[Step]:
-        return _drawn(job, prompt, request, first, clock, gate)
+    def draw(request: DecodeRequest, first: int, enough: Enough) -> AsyncGenerator[Step]:
+        return _drawn(job, prompt, request, first, clock, gate, enough)
 
     request = job.requests[prompt]
-    return draw(request, 0) if job.election is None else job.election.steps(prompt, request, draw)
+    return draw(request, 0, lambda: False) if job.election is None else job.election.steps(prompt, request, draw)
 
 
 async def _drawn(
-    job: Job, prompt: int, request: DecodeRequest, first: int, clock: _Clock, gate: asyncio.Semaphore
+    job: Job, prompt: int, request: DecodeRequest, first: int, clock: _Clock, gate: asyncio.Semaphore, enough: Enough
 ) -> AsyncGenerator[Step]:
     """The steps of choices of a prompt, the first of them number `first`."""
     if job.coverings is None or not job.coverings[prompt].end:
-        async with gate, aclosing(_part_steps(job, prompt, Part(request, first), clock)) as steps:
+        async with gate, aclosing(_part_steps(job, prompt, Part(request, first), clock, enough)) as steps:
             async for step in steps:
                 yield step
         return
     start = await begin(job.model.runner, request, job.coverings[prompt], gate)
 
     async def gated(part: Part) -> AsyncGenerator[Step]:
-        async with gate, aclosing(_part_steps(job, prompt, part, clock)) as steps:
+        async with gate, aclosing(_part_steps(job, prompt, part, clock, enough)) as steps:
             async for step in steps:
                 step.cached_tokens = start.cached_tokens  # what weighing has left there is no saving
                 yield step
@@ -207,8 +208,11 @@ async def _drawn(
             yield step
 
 
-async def _part_steps(job: Job, prompt: int, part: Part, clock: _Clock) -> AsyncGenerator[Step]:
-    """The steps of choices that share their tokens up to where generation begins."""
+async def _part_steps(job: Job, prompt: int, part: Part, clock: _Clock, enough: Enough) -> AsyncGenerator[Step]:
+    """The steps of choices that share their tokens up to where generation begins. Those that are in vain are aborted
+    and followed to their ends all the same: what they have had by then counts."""
+    if enough():
+        return
     request, runner = part.request, job.model.runner
     first = prompt * job.n + part.first
     sent = job.requests[prompt].prompt_ids
@@ -222,6 +226,7 @@ async def _part_steps(job: Job, prompt: int, part: Part, clock: _Clock) -> Async
         if all(choice.done for choice in choices):
             return
     plain = request.chain.program is None  # a program ends with its report
+    aborted = False
     outputs: AsyncIterator[Output] = runner.submit(request)
     try:
         async for output in outputs:
@@ -246,6 +251,9 @@ async def _part_steps(job: Job, prompt: int, part: Part, clock: _Clock) -> Async
             yield step
             if output.scored or output.report is not None or (plain and all(choice.done for choice in choices)):
                 return
+            if not aborted and enough():
+                aborted = True
+                runner.abort(request.id)
     finally:
         close = getattr(outputs, "aclose", None)
         if close is not None:

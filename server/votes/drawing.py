@@ -55,9 +55,13 @@ class Source:
                 first_choice=request.first_choice + begin,
                 prompt_logprobs=None if begin else request.prompt_logprobs,
             )
-            async with aclosing(draw(wave, first + begin)) as steps:
+            async with aclosing(draw(wave, first + begin, self._enough)) as steps:
                 async for step in steps:
+                    if first + begin:
+                        step.cached_tokens = 0  # what the first wave has left there is no saving
                     yield step
+            if self.box.closed:
+                return
 
     async def _screened(self, draw: Draw) -> AsyncGenerator[Step]:
         rule, values, request = self.vote.rule, self.vote.values, self.request
@@ -66,7 +70,7 @@ class Source:
         async with aclosing(self._in_waves(replace(request, id=f"{request.id}-warmup", n=warm), 0, draw)) as steps:
             async for step in steps:
                 yield step
-        if warm == request.n:
+        if warm == request.n or self.box.closed:
             return
         threshold = rule.threshold(self.box.samples, values)
         least = -math.inf if threshold is None else threshold
@@ -84,8 +88,9 @@ class Source:
         request = self.request
         chain = Chain(request.n, self.vote.values["history"])
         ids = request.prompt_ids
+        cached = 0  # of all prompts so far
         while not chain.done:
-            index = len(chain.attempts)
+            index, before = len(chain.attempts), cached
             attempt = replace(
                 request,
                 id=f"{request.id}-{index}",
@@ -95,12 +100,18 @@ class Source:
                 max_tokens=min(request.max_tokens, self.longest - len(ids)),
                 prompt_logprobs=None if index else request.prompt_logprobs,
             )
-            async with aclosing(draw(attempt, index)) as steps:
+            async with aclosing(draw(attempt, index, self._enough)) as steps:
                 async for step in steps:
+                    cached = step.cached_tokens = before + step.cached_tokens
                     yield step
+            if self.box.closed:
+                return
             chain.add(self.box.samples[index].text)
             if not chain.done:
                 ids = await self._after(chain)
+
+    def _enough(self) -> bool:
+        return self.box.closed
 
     async def _after(self, chain: Chain) -> tuple[int, ...]:
         """The prompt of the next attempt; it ends the chain if there is no room for it."""

@@ -108,21 +108,23 @@ class Ballot:
         return self
 
     async def draw(self, draw: Draw) -> AsyncGenerator[Step]:
-        """Steps without a winner, until there are samples enough."""
+        """Steps without a winner, until there are samples enough and all others have ended."""
         async with aclosing(self._source.steps(draw)) as steps:
             async for step in steps:
-                self._expected -= step.absent
+                spent = Tokens(0, sum(len(event.token_ids) for event in step.events))
                 done = self._take(step.events)
+                if self.box.closed:
+                    yield Step(self._prompt, spent=spent)
+                    continue
+                self._expected -= step.absent
                 opening = [] if self._begun or not step.events else [ChoiceEvent(self._prompt)]
                 self._begun = self._begun or bool(opening)
                 progress = [Progress(self._finished + 1 + i, self._expected) for i in range(len(done))]
                 self._finished += len(done)
-                spent = Tokens(0, sum(len(event.token_ids) for event in step.events))
                 yield replace(step, events=opening, absent=0, progress=progress, spent=spent)
-                # where something looks at every sample, answers are compared
-                size = LARGE if self.box.watched else sum(len(sample.text) for sample in done)
-                if done and await offload(size, self.box.put, done):
-                    return
+                if done:  # where something looks at every sample, answers are compared
+                    size = LARGE if self.box.watched else sum(len(sample.text) for sample in done)
+                    await offload(size, self.box.put, done)
 
     async def counted(self, share: Share | None) -> Step:
         """The winner, and what the vote says about it."""

@@ -51,7 +51,7 @@ class FakeRunner:
         self.max_model_len = max_model_len
         self._ending = ending
         self.behaviour = Behaviour()
-        self.live: dict[str, set[int]] = {}  # request -> aborted choices
+        self.live: dict[str, set[int | None]] = {}  # request -> aborted choices; None: all of them
         self.aborted: list[tuple[str, int | None]] = []
         self.requests: list[DecodeRequest] = []
         self.generated = 0
@@ -63,7 +63,7 @@ class FakeRunner:
 
     def abort(self, request_id: str, choice: int | None = None) -> None:
         self.aborted.append((request_id, choice))
-        if choice is not None and request_id in self.live:
+        if request_id in self.live:
             self.live[request_id].add(choice)
 
     def health(self) -> Health:
@@ -90,7 +90,8 @@ class FakeRunner:
         assert len(request.prompt_ids) + request.max_tokens <= self.max_model_len
         assert request.id not in self.live and len(request.prompt_ids) >= 1
         self.requests.append(request)
-        aborted = self.live[request.id] = set()
+        aborted: set[int | None] = set()
+        self.live[request.id] = aborted
         try:
             scores = self._prompt_scores(request)
             if request.max_tokens == 0:
@@ -109,7 +110,7 @@ class FakeRunner:
                     raise how.raise_after[1]
                 output = Output(prompt_scores=scores if step == 0 else None)
                 for j in list(writers):
-                    if j in aborted:
+                    if not aborted.isdisjoint((j, None)):
                         output.deltas[j] = Delta(j, finish=Finish(FinishReason.ABORT))
                     else:
                         output.deltas[j] = writers[j].write(how.burst)
