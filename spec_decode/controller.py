@@ -145,7 +145,8 @@ class Controller:
         drafting = {one.source for one, nodes in zip(candidates, chosen, strict=True) if nodes}
         for at in sorted(self._due(candidates, chosen), key=lambda at: self._asked(candidates[at]).probed_at):
             candidate = candidates[at]
-            cost_s = float(self._costs.verify(rows + 1, load.context)) - step_s
+            before_s, after_s = self._costs.verify([rows, rows + 1], load.context).tolist()
+            cost_s = after_s - before_s
             if candidate.source not in drafting:
                 cost_s += float(self._costs.draft(candidate.source, 1, 1))
             if cost_s <= self._credit_s and rows < load.max_rows:
@@ -153,7 +154,7 @@ class Controller:
                 self._asked(candidate).probed_at = self._requests[candidate.request].tokens
                 chosen[at].append(0)
                 drafting.add(candidate.source)
-                rows, step_s = rows + 1, step_s + cost_s
+                rows += 1
 
     def _due(self, candidates: Sequence[Candidate], chosen: Sequence[Sequence[int]]) -> Iterator[int]:
         for at, (candidate, nodes) in enumerate(zip(candidates, chosen, strict=True)):

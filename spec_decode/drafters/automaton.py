@@ -88,9 +88,8 @@ class SuffixAutomaton:
     def _count_endings(self, token: int) -> None:
         """Every ending of at most `depth` tokens has occurred once more."""
         state, length = self._ending
-        state = self._next[self._holding(state, length)][token]  # it may have been split since
         length = min(length + 1, self._depth)
-        state = self._holding(state, length)
+        state = self._holding(self._next[state][token], length)
         self._ending = state, length
         while state:
             self._count[state] += 1

@@ -120,6 +120,7 @@ def test_a_request_that_says_how_much_gets_it_as_far_as_there_is_room() -> None:
     assert controller.choose(fixed, load(2)).nodes == [[0, 1, 2, 3, 4], []]
     assert controller.choose(fixed, load(2, max_rows=5)).nodes == [[0, 1, 2], []]
     assert controller.choose(fixed, load(2, max_rows=2)).nodes == [[], []]
+    assert controller.choose(fixed, load(2)).gain < 0.2  # of the step without any drafts
     assert controller.choose([], load(2)).nodes == []
 
 
@@ -203,7 +204,7 @@ def test_it_stops_when_drafts_turn_out_to_be_bad() -> None:
     assert sum(last) == 0
 
 
-@pytest.mark.parametrize(("batch", "slope", "draft"), [(1, 0.3, 0.1), (8, 0.1, 0.1), (8, 1.0, 0.0)])
+@pytest.mark.parametrize(("batch", "slope", "draft"), [(1, 0.3, 0.1), (8, 1.0, 0.0), (8, 0.5, 3.0)])
 def test_speculation_that_never_pays_costs_three_per_cent_at_most(batch: int, slope: float, draft: float) -> None:
     world = traffic(lambda rows: 1 + slope * rows, draft, [0.0] * batch)
     world.run(200)
@@ -230,6 +231,19 @@ def test_it_finds_out_when_speculation_pays_again() -> None:
     world.alpha = [0.95]
     assert world.run(150) > 1.2
     assert world.run(100) > 2.5
+
+
+def test_probes_need_room() -> None:
+    controller = Controller(costs(lambda rows: 1 + 0.1 * rows))
+    controller.admit(0)
+    teach(controller, 0, 0, 3)
+    [one] = simple(1)
+    for room, probes in ((1, 0), (2, 4)):
+        chosen = []
+        for _ in range(100):
+            chosen += controller.choose([one], load(1, room)).nodes
+            controller.observe(one, Verified((), []), 1)
+        assert sum(map(len, chosen)) == probes
 
 
 def test_good_requests_speculate_beside_bad_ones() -> None:

@@ -166,10 +166,10 @@ def test_a_lossy_mode_names_its_rule() -> None:
 
 # --- combinations
 
-TREE = {"shape": "static"}
+TREE, SEQUENCES = {"shape": "static"}, {"shape": "sequences"}
 COMBINATIONS: list[tuple[dict[str, Any], SpecFacts, str, str | None]] = [
     ({"verifier": "token", "tree": TREE}, FACTS, "verifier", None),
-    ({"verifier": "block", "tree": {"shape": "sequences"}}, FACTS, "verifier", None),
+    ({"verifier": "block", "tree": SEQUENCES}, FACTS, "verifier", None),
     ({"verifier": "token", "num_drafts": 2}, FACTS, "verifier", None),
     ({"verifier": "block", "num_drafts": 2}, GREEDY, "verifier", None),
     ({"verifier": "block", "tree": {"shape": "dynamic"}}, FACTS, "verifier", None),
@@ -204,6 +204,7 @@ COMBINATIONS: list[tuple[dict[str, Any], SpecFacts, str, str | None]] = [
     ({"suffix": {"scope": "tenant"}}, replace(FACTS, past_outputs=False), "suffix.scope", None),
     ({"draft_noise": "shared", "verifier": "token"}, FACTS, "draft_noise", None),
     ({"draft_noise": "shared", "verifier": "token"}, SEEDED, "draft_noise", None),
+    ({"draft_noise": "shared", "verifier": "token"}, GREEDY, "draft_noise", None),
     ({"draft_noise": "shared"}, FACTS, "draft_noise", None),  # auto is block
     ({"draft_noise": "shared", "lossy": {"typical_acceptance": {}}}, FACTS, "draft_noise", None),
     ({"draft_noise": "shared", "draft": "suffix"}, FACTS, "draft_noise", None),
@@ -284,10 +285,10 @@ POLICY: list[tuple[dict[str, Any], SpecFacts, str, str, str]] = [
     (SEVERAL | {"tree": {"depth": 1}}, FACTS, "hu", "hu", "independent"),
     (SEVERAL, replace(FACTS, max_depth=1), "hu", "hu", "independent"),
     (SEVERAL | {"num_tokens": 1, "sibling_law": "swor"}, FACTS, "traversal", "swor", "independent"),
-    (SEVERAL | {"tree": {"shape": "sequences"}}, FACTS, "kseq", "iid", "independent"),
-    (SEVERAL | {"tree": {"shape": "sequences"}, "sibling_law": "iid"}, FACTS, "kseq", "iid", "independent"),
-    (SEVERAL | {"tree": {"shape": "sequences"}, "sibling_law": "hu"}, FACTS, "traversal", "hu", "independent"),
-    (SEVERAL | {"tree": {"shape": "sequences"}}, SEEDED, "match", "hu", "shared"),
+    (SEVERAL | {"tree": SEQUENCES}, FACTS, "kseq", "iid", "independent"),
+    (SEVERAL | {"tree": SEQUENCES, "sibling_law": "iid"}, FACTS, "kseq", "iid", "independent"),
+    (SEVERAL | {"tree": SEQUENCES, "sibling_law": "hu"}, FACTS, "traversal", "hu", "independent"),
+    (SEVERAL | {"tree": SEQUENCES}, SEEDED, "match", "hu", "shared"),
     (SEVERAL | {"verifier": "kseq"}, FACTS, "kseq", "iid", "independent"),
     (SEVERAL | {"verifier": "kseq"}, GREEDY, "match", "topk", "independent"),
     (SEVERAL | {"verifier": "rrs"}, FACTS, "rrs", "hu", "independent"),
@@ -298,6 +299,13 @@ POLICY: list[tuple[dict[str, Any], SpecFacts, str, str, str]] = [
     ({"tree": {"shape": "static"}}, FACTS, "traversal", "auto", "independent"),
     ({"verifier": "kseq"}, FACTS, "kseq", "auto", "independent"),
     (SEVERAL | {"lossy": {"typical_acceptance": {}}}, FACTS, "typical_acceptance", "hu", "independent"),
+    (
+        SEVERAL | {"lossy": {"typical_acceptance": {}}, "tree": SEQUENCES},
+        FACTS,
+        "typical_acceptance",
+        "hu",
+        "independent",
+    ),
 ]
 
 

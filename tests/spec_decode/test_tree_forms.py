@@ -71,6 +71,10 @@ def test_no_tree_beats_the_optimal_one(seed: int, max_depth: int) -> None:
 
 
 def test_free_drafts_fill_the_tree_and_dear_ones_leave_it_empty() -> None:
-    assert len(optimal_tree([0.6, 0.2], 10, 4, lambda nodes, depth: 1.0).form) == 10
+    full = optimal_tree([0.6, 0.2], 10, 4, lambda nodes, depth: 1.0)
+    assert len(full.form) == 10
+    assert tokens_per_step(full.form, [0.6, 0.2]) == pytest.approx(
+        full.expected
+    )  # the larger trees are below the first
     assert optimal_tree([0.6, 0.2], 10, 4, lambda nodes, depth: 1.0 + nodes).form == ()
     assert optimal_tree([0.9], 10, 4, lambda nodes, depth: 1.0).form == chain(4)
