@@ -57,8 +57,9 @@ class Reading:
             return replace(sample, answer=sample.answer or "", abstain_reason=None)
         return judged(sample, keep_truncated=self.keep_truncated, guard_repetition=self.guard_repetition)
 
-    def partition(self, samples: Sequence[Sample]) -> Partition:
-        return partition(samples, self.equivalence, self.compare)
+    def partition(self, samples: Sequence[Sample], normal: dict[str, str] | None = None) -> Partition:
+        """normal: as of `clusters.partition`."""
+        return partition(samples, self.equivalence, self.compare, normal)
 
 
 @dataclass(frozen=True)

@@ -25,14 +25,20 @@ class Partition:
     flags: tuple[str, ...] = ()
 
 
-def partition(samples: Sequence[Sample], equivalence: Equivalence, compare: Compare | None = None) -> Partition:
+def partition(
+    samples: Sequence[Sample],
+    equivalence: Equivalence,
+    compare: Compare | None = None,
+    normal: dict[str, str] | None = None,
+) -> Partition:
     """The clusters of all samples that do not abstain. On rungs 0 to 2 they do not depend on the samples' order; rung
     3 merges keys by complete link, in order of first appearance.
 
     compare: what to ask on rung 3; needed where `equivalence.math_verify` is set, and the only thing here that waits.
+    normal: answers as `normalise` leaves them, as far as known; all of them are afterwards. For those who ask again.
     """
     voters = sorted((sample for sample in samples if not sample.abstains), key=lambda sample: sample.index)
-    keys = equivalence.keys((sample.answer or "", sample.option) for sample in voters)
+    keys = equivalence.keys(((sample.answer or "", sample.option) for sample in voters), normal)
     names = list(dict.fromkeys(key.text for key in keys))
     groups = [[place] for place in range(len(names))]
     if equivalence.percent == "published":

@@ -49,11 +49,12 @@ class Equivalence:
     symmetric: str = "and"  # which orders of a pair math-verify has to agree in: 'and' both, 'or' one
     budget_s: float = 5.0  # of math-verify, per vote
 
-    def keys(self, answers: Iterable[tuple[str, bool]]) -> list[Key]:
+    def keys(self, answers: Iterable[tuple[str, bool]], normal: dict[str, str] | None = None) -> list[Key]:
         """The key of each (answer, whether it is an option). An answer that is an option once is one wherever it is
-        spelled alike, so that no rung splits what a lower one merges."""
+        spelled alike, so that no rung splits what a lower one merges. normal: as of `partition`."""
         given = list(answers)
-        normal = {answer: normalise(answer) for answer in {answer for answer, _ in given}}
+        normal = {} if normal is None else normal
+        normal.update({answer: normalise(answer) for answer in {answer for answer, _ in given} - normal.keys()})
         spelled = [(normal[answer], option) for answer, option in given]
         letters = {text for text, option in spelled if option} if self.numbers else set()
         known = {text: self._key(text, letters) for text in {text for text, _ in spelled}}

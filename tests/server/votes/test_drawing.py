@@ -18,7 +18,9 @@ from server.votes.drawing import ConfidenceWatch
 from server.votes.endings import Consensus, Stopping, label
 from server.votes.pot import Pot, Share
 from tests.voting.votes import clusters_of, sample
+from voting.answers import equivalence
 from voting.answers.equivalence import read_equivalence
+from voting.answers.normal import normalise
 from voting.contract import VOTING_RULES, Cluster, Sample
 from voting.poll import Reading
 from voting.rule import read_values
@@ -76,6 +78,21 @@ def test_flags_of_all_that_close_it() -> None:
     box = box_of(After(3, "a"), After(2), After(2, "b"), After(9, "c"))
     assert box.put([sample(index, "4") for index in range(5)])
     assert box.flags == ("b",) and len(box.samples) == 2
+
+
+def test_answers_are_normalised_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prefixes are many, and answers may be long."""
+    asked: list[str] = []
+
+    def counted(answer: str) -> str:
+        asked.append(answer)
+        return normalise(answer)
+
+    monkeypatch.setattr(equivalence, "normalise", counted)
+    given = [f"{index % 5}." for index in range(40)]
+    box = box_of(After(99))
+    box.put([sample(index, answer) for index, answer in enumerate(given)])
+    assert sorted(asked) == sorted(set(given)) and len(box.samples) == 40
 
 
 # --- endings
