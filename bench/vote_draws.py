@@ -58,11 +58,10 @@ class Measuring:
 
     def measure(self, begin: Begin, done: Done) -> Draws:
         """Raises Failed, SamplesFileError and OSError."""
-        begin(self._drawing.missing(INDEPENDENT, ARITHMETIC) + 2 * self._size.arithmetic_problems)
+        begin(self._drawing.missing(INDEPENDENT, ARITHMETIC) + 2 * self._size.problems)
         independent = self._drawing.read(INDEPENDENT, done)
         arithmetic = self._drawing.read(ARITHMETIC, done)
-        paired = independent[: self._size.arithmetic_problems]
-        plain, spread = votes(ticking(paired, done), block), votes(ticking(arithmetic, done), sub_group)
+        plain, spread = votes(ticking(independent, done), block), votes(ticking(arithmetic, done), sub_group)
         draws = Draws(self._size, rows={k: _row(plain[k], spread[k]) for k in KS})
         found = counts(independent, SC.poll)
         draws.coverage = [coverage(found, k, seed=15) for k in sorted({*log_spaced(self._size.pool), *KS})]

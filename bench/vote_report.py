@@ -195,7 +195,7 @@ def draws_markdown(draws: Draws) -> list[str]:
         else f"Fitted power law: exp({draws.law.a:.4f} k^{draws.law.b:.3f})."
     )
     return [
-        f"{_samples(size)} Self-consistency over K samples. Of each of the first {size.arithmetic_problems}, "
+        f"{_samples(size)} Self-consistency over K samples. Of each problem "
         f"{size.groups} groups of {GROUP} were drawn independently and as many by arithmetic sampling; requests with "
         f"K samples are parts of a group: K in a row, or every ({GROUP}/K)-th code, which is an arithmetic group of "
         "K. Deviation: of one problem's credit from request to request, root mean square over problems; only "

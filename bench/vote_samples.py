@@ -53,8 +53,7 @@ class Size:
     """How much is drawn, and voted on."""
 
     problems: int = 500
-    groups: int = 2  # of each problem, drawn independently
-    arithmetic_problems: int = 250  # the first ones, with as many groups by arithmetic sampling
+    groups: int = 2  # of each problem, drawn independently, and as many by arithmetic sampling
     repeats: int = 10  # orders of the independent samples
     special_problems: int = 100  # of rules that need prompts of their own
     special_repeats: int = 2
@@ -86,7 +85,7 @@ class Drawing:
         ]
         self._ways: dict[str, tuple[int, _Way]] = {
             INDEPENDENT: (size.problems, self._independent),
-            ARITHMETIC: (size.arithmetic_problems, self._by_codes),
+            ARITHMETIC: (size.problems, self._by_codes),
             VERBALISED: (size.special_problems, self._verbalised),
             CHAINS: (size.special_problems, self._chains),
             JUDGED: (size.special_problems, self._judged),
@@ -124,7 +123,7 @@ class Drawing:
         return self._journals[name]
 
     def _settings(self, name: str) -> dict[str, Any]:
-        uncounted = {"problems", "arithmetic_problems", "special_problems", "repeats"}
+        uncounted = {"problems", "special_problems", "repeats"}
         return {
             "model": TARGET,
             "kind": name,

@@ -24,7 +24,7 @@ from models.embedded import TARGET
 
 THREADS = 2
 FULL = Size()
-QUICK = Size(problems=8, arithmetic_problems=8, repeats=4, special_problems=4, chains=1, verbalised=4)
+QUICK = Size(problems=8, repeats=4, special_problems=4, chains=1, verbalised=4)
 
 
 # of samples in files

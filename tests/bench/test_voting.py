@@ -40,7 +40,6 @@ from voting.samples_file import Problem, SamplesFileError, read_problems
 
 TINY = Size(
     problems=2,
-    arithmetic_problems=2,
     groups=1,
     repeats=2,
     special_problems=1,
@@ -121,9 +120,7 @@ def test_what_has_been_drawn_is_not_drawn_again(drawing: Drawing, measured: dict
 
 
 def test_the_same_samples_are_drawn_again(drawing: Drawing, measured: dict[str, Any], tmp_path: Path) -> None:
-    anew = Drawing(drawing._sampling, tmp_path, replace(TINY, problems=1, arithmetic_problems=1)).read(
-        ARITHMETIC, lambda: None
-    )[0]
+    anew = Drawing(drawing._sampling, tmp_path, replace(TINY, problems=1)).read(ARITHMETIC, lambda: None)[0]
     known = drawing.read(ARITHMETIC, lambda: None)[0]
     assert [one.token_ids for one in anew.samples] == [one.token_ids for one in known.samples]
     assert read_problems(tmp_path / "arithmetic.jsonl")[0].gold == known.gold
