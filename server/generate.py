@@ -62,6 +62,11 @@ NO_TOKENS = Tokens()
 class Vote(Protocol):
     """An election that has been held."""
 
+    @property
+    def size(self) -> int:
+        """Characters and numbers of its report, about."""
+        ...
+
     def report(self) -> Mapping[str, Any]:
         """What the answer says about it: finite JSON."""
         ...

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+_ONE_BY_ONE = ("choices", "sample_records")  # lists of what may be long
 _encoder = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"), allow_nan=False)
 
 
@@ -12,10 +13,16 @@ def dumps(value: Any) -> bytes:
     return _encoder.encode(value).encode()
 
 
-def dumps_by_choice(body: dict[str, Any]) -> bytes:
-    """The same bytes; the encoder, which stops all other threads, runs for one choice at a time."""
-    parts = []
-    for name, value in body.items():
-        text = b"[" + b",".join(map(dumps, value)) + b"]" if name == "choices" else dumps(value)
-        parts.append(dumps(name) + b":" + text)
-    return b"{" + b",".join(parts) + b"}"
+def dumps_in_parts(value: Any) -> bytes:
+    """The same bytes; the encoder, which stops all other threads, runs for one choice or sample at a time."""
+    if isinstance(value, dict):
+        return b"{" + b",".join(dumps(str(name)) + b":" + _member(name, part) for name, part in value.items()) + b"}"
+    if isinstance(value, list) and value and isinstance(value[0], dict):
+        return b"[" + b",".join(map(dumps_in_parts, value)) + b"]"
+    return dumps(value)
+
+
+def _member(name: str, value: Any) -> bytes:
+    if name in _ONE_BY_ONE and isinstance(value, list):
+        return b"[" + b",".join(map(dumps, value)) + b"]"
+    return dumps_in_parts(value)

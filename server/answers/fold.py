@@ -62,12 +62,18 @@ class Folded:
 
     @property
     def listed(self) -> int:
-        """How many probabilities the response lists, about."""
+        """How many probabilities and records of samples the response lists, about."""
         job = self.plan.job
         k = max((request.logprobs or 0 for request in job.requests), default=0)
         prompts = sum(map(len, self.prompt_scores.values())) * job.shown
         traced = 2 * CANDIDATES * (1 + len(self.plan.chain.stages)) * sum(len(c.traces) for c in self.choices.values())
-        return traced + (1 + k) * (prompts + sum(len(choice.entries) for choice in self.choices.values()))
+        scored = (1 + k) * (prompts + sum(len(choice.entries) for choice in self.choices.values()))
+        return traced + scored + self.reported
+
+    @property
+    def reported(self) -> int:
+        """Size of what elections say so far."""
+        return sum(vote.size for vote in self.votes.values())
 
     def usage(self) -> dict[str, Any]:
         prompt = sum(len(one.ids) for one in self.plan.prompts) + self.spent.prompt

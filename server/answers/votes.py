@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from server.jsontext import dumps
+from server.jsontext import dumps_in_parts
 from server.votes.store import StoredVote
 from voting.code_session import CodeSession
 
@@ -30,7 +30,7 @@ def vote_body(vote: StoredVote) -> bytes:
         "log": said["log"],
         "usage": vote.usage,
     }
-    return dumps(head)[:-1] + b',"response":' + (vote.response or b"null") + b"}"
+    return dumps_in_parts(head)[:-1] + b',"response":' + (vote.response or b"null") + b"}"
 
 
 def _representative(vote: StoredVote, index: int | None) -> dict[str, Any] | None:

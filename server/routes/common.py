@@ -10,7 +10,7 @@ from starlette.responses import Response
 from server.answers.fold import Folded, fold
 from server.disconnect import EventStream, while_connected
 from server.generate import Step, run
-from server.jsontext import dumps, dumps_by_choice
+from server.jsontext import dumps, dumps_in_parts
 from server.offload import offload
 from server.sse import StreamedAnswer, event_bytes
 from server.state import ServerState
@@ -37,7 +37,7 @@ async def respond(request: Request, answer: Answer) -> Response:
     steps = run(plan.job, state_of(request).metrics)
     if not plan.stream:
         folded = await while_connected(request.receive, fold(plan, steps))
-        content = await offload(folded.listed, lambda: dumps_by_choice(answer.whole(folded)))
+        content = await offload(folded.listed, lambda: dumps_in_parts(answer.whole(folded)))
         return Response(content, media_type="application/json")
 
     async def begin() -> Step:

@@ -23,7 +23,7 @@ from server.disconnect import while_connected
 from server.document import operation
 from server.errors import refuse
 from server.generate import Tokens, run
-from server.jsontext import dumps_by_choice
+from server.jsontext import dumps_in_parts
 from server.offload import offload
 from server.plan import checked, prepared
 from server.presets import merged
@@ -160,7 +160,7 @@ async def _over_drawn(
     def content() -> bytes:
         whole = answer.whole(folded)
         whole["drafthouse"]["voting"] = {"id": identity, **whole["drafthouse"]["voting"]}
-        return dumps_by_choice(whole)
+        return dumps_in_parts(whole)
 
     response = await offload(folded.listed, content)
     return Found(held, answer.plan.model, folded.usage(), response, body.code)

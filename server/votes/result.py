@@ -44,6 +44,13 @@ class Held:
     tokens: Mapping[str, int]
     budget: Mapping[str, int] | None = None  # where samples went from prompt to prompt
 
+    @property
+    def size(self) -> int:
+        """Characters and numbers of the report, about."""
+        samples = (*self.result.outcome.samples, *self.result.aside)
+        answers = sum(len(sample.answer or "") for sample in samples)
+        return answers + (sum(map(_length, samples)) if self.vote.return_samples else 0)
+
     def report(self) -> dict[str, Any]:
         """Finite JSON."""
         said = self.result.report(self.vote) | {"tokens": dict(self.tokens)}
@@ -75,6 +82,11 @@ def decide(
     void = NOT_IID in flags or NOT_TRANSITIVE in flags or any(sample.weight != 1 for sample in samples)
     aside = tuple(sample for place, sample in enumerate(samples) if place not in basis)
     return Result(outcome, said, None if void else cert, aside)
+
+
+def _length(sample: Sample) -> int:
+    """As `Held.size`, of a sample's record."""
+    return sum(map(len, (sample.text, sample.token_ids or (), sample.entropies or (), sample.confidences or ())))
 
 
 def basis_of(watch: Watch, samples: Sequence[Sample]) -> range:

@@ -52,7 +52,7 @@ class StoredVote:
     @property
     def size(self) -> int:
         """Bytes of memory, about."""
-        samples = self.held.result.outcome.samples
+        samples = (*self.held.result.outcome.samples, *self.held.result.aside)
         tests = _CHARACTER * sum(len(test.input) + len(test.expected) for test in self.tests)
         passes = _FLAG * len(self.tests) * len(samples)
         verdicts = sum(map(_size_of_verdict, self.session.log))

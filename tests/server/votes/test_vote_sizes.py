@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
+from typing import Any
 
+import httpx
 import pytest
 
 from server.votes.executor import CodeTest
 from server.votes.request import read_vote
 from server.votes.result import Held, decide
 from server.votes.store import StoredVote
+from tests.server.conformance.helpers import post_chat
+from tests.server.conformance.scripted import say
+from tests.server.live import Live
 from tests.voting.votes import samples_of
 from voting.answers.equivalence import Equivalence
 from voting.contract import Sample
@@ -59,3 +65,26 @@ def test_integers_of_samples_are_of_a_machine(field: str) -> None:
     for value in (2**63, 10**4000, -1):
         with pytest.raises(ValueError, match=rf"'s\.{field}' must be an integer .* 63 bits"):
             read_sample({"text": "", field: value}, 0, "s")
+
+
+# --- the event loop stays free
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("return_samples", [False, True])
+def test_long_reports_are_made_beside_the_loop(
+    raw: httpx.Client, live: Live, monkeypatch: pytest.MonkeyPatch, stream: bool, return_samples: bool
+) -> None:
+    on_loop: list[bool] = []
+
+    def report(held: Held) -> dict[str, Any]:
+        on_loop.append(asyncio._get_running_loop() is not None)
+        return written(held)
+
+    written = Held.report
+    monkeypatch.setattr(Held, "report", report)
+    say(live, ["x " * 60 + f"#### {index}" for index in range(200)])
+    voting = {"samples": 200, "return_samples": return_samples}
+    said = post_chat(raw, voting=voting, max_tokens=300, stream=stream)
+    assert said.status_code == 200 and ("sample_records" in said.text) is return_samples
+    assert on_loop == [not return_samples]
