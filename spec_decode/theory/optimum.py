@@ -55,8 +55,8 @@ def _ordered(p: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _best(p: Tensor, inside: Tensor) -> Tensor:
-    """inside: [..., V] probability that all drafts are among the first tokens."""
-    return 1 + (p.cumsum(-1) - inside).amin(-1).clamp(max=0.0)
+    """inside: [..., V] probability that all drafts are among the first tokens, 1 for all of them."""
+    return 1 + (p.cumsum(-1) - inside).amin(-1)
 
 
 def _complete(q: Tensor) -> Tensor:

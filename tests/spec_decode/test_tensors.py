@@ -133,6 +133,29 @@ def test_a_peaked_row_is_drawn_from_without_replacement() -> None:
         assert all(verdict.path[0, 0] == 1 for verdict in found)  # accepted with probability 1
 
 
+def test_only_siblings_of_the_same_row_are_left_out_of_it() -> None:
+    q = torch.tensor([[0.1, 0.2, 0.3, 0.4], [0.4, 0.3, 0.2, 0.1]], dtype=torch.float64)
+    tree = DraftTree(
+        np.array([0, 1, 2, 3]), np.full(4, -1, np.int32), np.array([0, 1, 1, 1], np.uint8),
+        np.array([-1, 1, 0, 1], np.int32), np.array([0, 0, 0, 0.3], np.float32), q,
+    )  # fmt: skip
+    batch = DraftBatch.of([tree], q[:1].expand(5, 4), [0])
+    requests, nodes = np.zeros(4, np.int64), np.arange(4)
+    laws = [[1, 0, 0, 0], [0.4, 0.3, 0.2, 0.1], [0.1, 0.2, 0.3, 0.4], [4 / 7, 0, 2 / 7, 1 / 7]]
+    assert batch.law(requests, nodes).tolist() == [pytest.approx(law) for law in laws]
+    assert batch.draft_at(requests, nodes) == pytest.approx([1, 0.3, 0.3, 1 / 7])
+
+
+def test_the_order_of_a_depth_first_walk() -> None:
+    #         root
+    #     0         1
+    #   2   4       3
+    #   6           5
+    tree = DraftTree.one_hot([0] * 7, [-1, -1, 0, 1, 0, 3, 2])
+    batch = DraftBatch.of([tree], torch.zeros(8, 1), [0])
+    assert (batch.preorder[0].argsort() - 1).tolist() == [-1, 0, 2, 6, 4, 1, 3, 5]
+
+
 @pytest.mark.parametrize("rule", LOSSLESS)
 @pytest.mark.parametrize("bad", [0.0, torch.nan])
 def test_a_failed_row_hurts_only_whoever_reaches_it(rule: str, bad: float) -> None:
@@ -215,3 +238,9 @@ def test_only_typical_acceptance_is_lossy_and_has_parameters() -> None:
     assert {verifier.name for verifier in VERIFIERS} == {*LOSSLESS, "typical_acceptance"}
     for verifier in VERIFIERS:
         assert verifier.lossless == (verifier.name in LOSSLESS) == (not verifier.params)
+
+
+def test_a_token_exactly_at_the_threshold_is_not_accepted() -> None:
+    batch = single([0.25, 0.75], [1.0, 0.0])
+    assert (typical(batch, 0.25, 1.0).n_acc == 0).all()
+    assert (typical(batch, 0.2499, 1.0).n_acc == 1).all()
