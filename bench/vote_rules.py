@@ -40,7 +40,6 @@ class Method:
     name: str
     rule: str
     params: Mapping[str, Any] = field(default_factory=lambda: MappingProxyType({}))
-    apart: bool = False  # equal completions are different paths
 
     @property
     def poll(self) -> Poll:
@@ -49,7 +48,9 @@ class Method:
 
 SC, PC, RPC, PPL = (Method(name, name) for name in ("sc", "pc", "rpc", "ppl"))
 JOINT = Method("pc, joint", "pc", {"score": "joint"})
-PC_APART, RPC_APART = (Method(f"{name}, equal paths apart", name, apart=True) for name in ("pc", "rpc"))
+PC_APART, RPC_APART = (
+    Method(f"{name}, equal paths apart", name, {"duplicates": "each"}) for name in (PC.name, RPC.name)
+)
 DEEPCONF = Method(f"deepconf, window {WINDOW}", "deepconf", {"window": WINDOW})
 IEW = Method("iew, parallel", "iew")
 COMPLEXITY = Method("complexity", "complexity")
@@ -95,10 +96,9 @@ class Measuring:
         """Raises Failed, SamplesFileError and OSError."""
         begin(self._drawing.missing(INDEPENDENT) + len(METHODS) * self._size.problems)
         problems = [scored(problem) for problem in self._drawing.read(INDEPENDENT, done)]
-        apart = [paths_apart(problem) for problem in problems]
         grades: dict[str, dict[int, Grades]] = {}
         for method in METHODS:
-            asked = ticking(apart if method.apart else problems, done)
+            asked = ticking(problems, done)
             grades[method.name] = replay(asked, [method.poll], KS, self._size.repeats, seed=0)[method.rule]
         rules = Rules(self._size)
         reference = mean_credit(grades[SC.name][MOST])
@@ -116,12 +116,6 @@ class Measuring:
 def scored(problem: Problem) -> Problem:
     """With the likelihood as a score."""
     return replace(problem, samples=tuple(with_likelihoods(problem.samples)))
-
-
-def paths_apart(problem: Problem) -> Problem:
-    """With completions that are all different, as those of a large model are."""
-    samples = (replace(one, token_ids=(*(one.token_ids or ()), one.index)) for one in problem.samples)
-    return replace(problem, samples=tuple(samples))
 
 
 def ticking(problems: Sequence[Problem], done: Done) -> Iterator[Problem]:

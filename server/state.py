@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from engine.runners.base import Runner
 from server.errors import ApiError
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
     from server.votes.scoring.endpoint import RewardEndpoint
 
 VERSION = "0.1.0"
+P = ParamSpec("P")
+T = TypeVar("T")
+VOTE_THREADS = 4
 END_OF_REASONING = ("</think>",)  # as models write it
 
 
@@ -106,6 +110,15 @@ class ServerState:
         """Processes that compare formulas; none runs before somebody asks."""
         return MathPool()
 
+    async def in_vote_thread(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """The result of a vote's work, in threads of their own: votes that wait for math-verify hold up nobody else."""
+        run = partial(work, *args, **kwargs)
+        return await asyncio.get_running_loop().run_in_executor(self._vote_threads, run)
+
+    @cached_property
+    def _vote_threads(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(VOTE_THREADS, thread_name_prefix="vote")
+
     async def close(self, grace_s: float = 0.5) -> None:
         """End what runs beside the event loop. Nobody may ask for anything afterwards."""
         for model in self.models:
@@ -116,6 +129,7 @@ class ServerState:
             await self.code_executor.close()
         if "math_pool" in self.__dict__:
             await asyncio.to_thread(self.math_pool.close)
+        self._vote_threads.shutdown(wait=False, cancel_futures=True)
 
     def find(self, name: str) -> tuple[ServedModel, str | None]:
         """The model of `name` or `name@preset`, and the preset's name. Raises a 404."""

@@ -10,6 +10,7 @@ from server.state import ServedModel, ServerState
 from server.votes.request import VoteRequest
 from server.votes.result import NOT_IID
 from server.votes.scoring import check_scorer
+from voting.budget import CAP
 from voting.contract import Drawing
 
 OFF_MODEL = "off_model"  # the sampler's distribution is not the model's
@@ -45,6 +46,9 @@ def check_vote(
         refuse(f"'{name}' makes all samples together: it excludes 'voting.at_once'", "voting.at_once")
     if vote.at_once is not None and drawing is Drawing.CHAINED:
         refuse(f"'{vote.rule.name}' draws one sample after the other: 'at_once' has no effect", "voting.at_once")
+    if vote.reallocate and CAP * vote.samples > state.limits.max_k:
+        most = state.limits.max_k // CAP
+        refuse(f"with 'voting.reallocate' a prompt may have {CAP} times 'samples': at most {most}", "voting.samples")
     if vote.reallocate and vote.stop.never_fires and chain.program is None:
         refuse("'voting.reallocate' has no effect without a stopping rule: nothing is left over", "voting.reallocate")
     if "scores" in vote.rule.needs(vote.values):

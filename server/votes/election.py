@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
@@ -13,7 +12,7 @@ from samplers.contract import SamplerError
 from server.choice import ChoiceEvent
 from server.errors import bad_request
 from server.generate import Draw, Progress, Step, Tokens
-from server.offload import LARGE, offload
+from server.offload import offload
 from server.state import ServedModel, ServerState
 from server.votes.ballot_box import BallotBox
 from server.votes.drawing import Source
@@ -122,9 +121,10 @@ class Ballot:
                 progress = [Progress(self._finished + 1 + i, self._expected) for i in range(len(done))]
                 self._finished += len(done)
                 yield replace(step, events=opening, absent=0, progress=progress, spent=spent)
-                if done:  # where something looks at every sample, answers are compared
-                    size = LARGE if self.box.watched else sum(len(sample.text) for sample in done)
-                    await offload(size, self.box.put, done)
+                if done and self.box.watched:  # then answers are compared
+                    await self._election.state.in_vote_thread(self.box.put, done)
+                elif done:
+                    await offload(sum(len(sample.text) for sample in done), self.box.put, done)
 
     async def counted(self, share: Share | None) -> Step:
         """The winner, and what the vote says about it."""
@@ -143,7 +143,7 @@ class Ballot:
         )
         samples = found.samples
         try:
-            result = await asyncio.to_thread(
+            result = await self._election.state.in_vote_thread(
                 decide, self._election.vote, samples, self._reading, self._watch, (*flags, *found.flags)
             )
         except SamplerError as error:  # about what scorers have said
@@ -162,7 +162,7 @@ class Ballot:
         self._election.state.metrics.vote(self._election.vote.rule.name, len(samples), len(discarded))
         return Step(
             self._prompt,
-            winner.shown(self._prompt, whole=self._election.whole),
+            winner.shown(self._prompt),
             spent=Tokens(extra.prompt, beside.completion),
             vote=Held(self._election.vote, result, self._reading, tokens, None if share is None else share.report()),
         )
@@ -173,7 +173,7 @@ class Ballot:
         for event in events:
             index = event.choice - self._first
             if index not in self._voices:
-                self._voices[index] = Growing(index, vote.needs, vote.top)
+                self._voices[index] = Growing(index, vote.needs, vote.top, whole=self._election.whole)
             self._voices[index].add(event)
             if event.end is not None:
                 done.append(self._voices[index].sample())

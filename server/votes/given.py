@@ -5,7 +5,6 @@ What `voting.poll.Poll` does offline, with scorers and judges, and with stopping
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -103,7 +102,7 @@ async def hold_given(
     watch = vote.stop.watch()
     endings = [] if vote.stop.never_fires else [Stopping(watch)]
     box = BallotBox(vote.rule, reading, lists_options(problem.text), endings)
-    await asyncio.to_thread(box.take, given.samples)
+    await state.in_vote_thread(box.take, given.samples)
     _check_recorded(given, box.samples)
     flags = (NOT_IID,) if _depends(vote) else ()
     if _has_been_judged(vote, box.samples):
@@ -113,7 +112,7 @@ async def hold_given(
             check_scorer(vote.values["scorer"], state, "voting.params.scorer")
         found = await judged(vote, problem, box.samples, basis_of(watch, box.samples), state, model, origin)
     try:
-        result = await asyncio.to_thread(decide, vote, found.samples, reading, watch, (*flags, *found.flags))
+        result = await state.in_vote_thread(decide, vote, found.samples, reading, watch, (*flags, *found.flags))
     except SamplerError as error:  # about what scorers have said
         raise SamplerError(str(error), f"voting.params.{error.param}") from None
     discarded = given.samples[len(box.samples) :]

@@ -15,9 +15,10 @@ FAILED = "failed"  # why a choice abstains that the engine could not finish
 class Growing:
     """Is given every event of one choice. Lives in the event loop."""
 
-    def __init__(self, index: int, needs: frozenset[str], top: int | None) -> None:
-        """needs, top: of the vote."""
+    def __init__(self, index: int, needs: frozenset[str], top: int | None, *, whole: bool) -> None:
+        """needs, top: of the vote. whole: it will be shown as one event, and once it has ended it is kept as one."""
         self.index = index
+        self._whole = whole
         self.tokens = 0
         self._needs = needs
         self._top = top
@@ -35,14 +36,15 @@ class Growing:
         self.tokens += len(event.token_ids)
         self._events.append(replace(event, scores=[]))
 
-    def shown(self, number: int, *, whole: bool) -> list[ChoiceEvent]:
-        """Its events as those of choice `number` of the response; `whole`: as one."""
-        events = [self._merged()] if whole else self._events
-        return [replace(event, choice=number) for event in events]
+    def shown(self, number: int) -> list[ChoiceEvent]:
+        """Its events as those of choice `number` of the response. It has ended."""
+        return [replace(event, choice=number) for event in self._events]
 
     def sample(self) -> Sample:
         """What the finished choice brings into the vote, its answer not yet looked for."""
         event = self._merged()
+        if self._whole:
+            self._events = [event]
         end = event.end
         assert end is not None
         failed = end.failure is not None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Mapping, Sequence
 
 from server.errors import bad_request
@@ -36,7 +35,7 @@ async def say(verdict: Verdict, vote: StoredVote, state: ServerState) -> None:
         try:
             if isinstance(session, CodeSession):
                 verdict = await rerun(verdict, session, vote.tests, state.code_executor)
-            session = await asyncio.to_thread(session.after, verdict)  # answers are compared
+            session = await state.in_vote_thread(session.after, verdict)  # answers are compared
         except VoteClosed as error:
             raise bad_request(str(error), error.param, "vote_closed") from None
         state.votes.change(vote, session)

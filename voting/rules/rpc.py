@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from samplers.contract import Param
 from voting.contract import VOTING_RULES, Cluster, Sample, Tally
 from voting.rule import BaseRule, by_cluster, distinct, voters
-from voting.rules.pc import SCORE, needs_of, path_weights
+from voting.rules.pc import DUPLICATES, SCORE, needs_of, path_weights, paths_of
 from voting.weibull import Fit, Mixture, below, fit, is_separated, mean
 
 REASON = "low_probability"
@@ -23,11 +23,13 @@ class ReasoningPruning(BaseRule):
     Where the fit is not to be trusted nothing is pruned, unless `convergence` is published: then any parameters will
     do. `require_separation` prunes only if two components explain the paths better than one; `monotone` also prunes
     whatever has a lower q than a path that is pruned. Joint probabilities are never pruned: they have no two halves.
+    `duplicates` is as of PC, and holds for the fit.
     """
 
     name = "rpc"
     params = (
         SCORE,
+        DUPLICATES,
         Param("prune", bool, True),
         Param("fit_set", str, "distinct", choices=("distinct", "all")),
         Param("convergence", str, "strict", choices=("strict", "published")),
@@ -40,7 +42,7 @@ class ReasoningPruning(BaseRule):
         return needs_of(values["score"])
 
     def tally(self, samples: Sequence[Sample], clusters: Sequence[Cluster], values: Mapping[str, Any]) -> Tally:
-        worth = path_weights(samples, values["score"])
+        worth = path_weights(samples, values)
         if not values["prune"] or values["score"] == "joint":
             return Tally(by_cluster(clusters, worth), sample_weights=worth)
         found = prune(samples, values)
@@ -64,7 +66,7 @@ def prune(samples: Sequence[Sample], values: Mapping[str, Any]) -> Pruning:
     """values: those of RPC. Never prunes all that could vote."""
     published = values["convergence"] == "published"
     able = voters(samples)
-    fitted = [sample.q for sample in (_measured(samples) if values["fit_set"] == "all" else distinct(able))]
+    fitted = [sample.q for sample in (_measured(samples) if values["fit_set"] == "all" else paths_of(samples, values))]
     found = fit(fitted, 1 if published else values["min_paths"])
     floor = mean(fitted)
     flags = list(found.flags)

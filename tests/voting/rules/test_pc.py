@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from tests.voting.votes import clusters_of, sample, samples_of, shares, vote, weights
 from voting.contract import VOTING_RULES, Sample
+from voting.rule import read_values
 
 PAIRS = st.lists(st.tuples(st.sampled_from("abc"), st.floats(0.01, 0.99)), min_size=1, max_size=12)
 THOROUGH = settings(max_examples=100, deadline=None, derandomize=True)
@@ -27,6 +28,21 @@ def test_a_duplicate_changes_nothing_but_the_count(pairs: list[tuple[str, float]
     more = [*samples, replace(one, index=len(samples))]
     assert weights(vote("pc", more)) == weights(vote("pc", samples))
     assert weights(vote("sc", more))[str(one.answer)] == weights(vote("sc", samples))[str(one.answer)] + 1
+
+
+@THOROUGH
+@given(pairs=PAIRS, again=st.lists(st.integers(0, 11), max_size=12))
+@pytest.mark.parametrize("rule", ["pc", "rpc"])
+def test_each_duplicate_counts_like_a_path_of_its_own(
+    rule: str, pairs: list[tuple[str, float]], again: list[int]
+) -> None:
+    samples = samples_of(*pairs)
+    for which in again:
+        samples.append(replace(samples[which % len(pairs)], index=len(samples)))
+    apart = [replace(one, token_ids=(one.index,), n_tokens=1) for one in samples]
+    each = vote(rule, samples, duplicates="each")
+    assert weights(each) == pytest.approx(weights(vote(rule, apart)), rel=1e-12)
+    assert each.tally.pruned == vote(rule, apart).tally.pruned
 
 
 def test_the_first_value_of_equal_completions_counts() -> None:
@@ -106,7 +122,8 @@ def draws(p: Fraction, k: int, n: int) -> Iterator[tuple[Fraction, list[Sample]]
 
 def estimate(rule: str, samples: list[Sample]) -> float:
     """How probable the rule takes the answer a to be."""
-    tally = VOTING_RULES.get(rule).tally(samples, clusters_of(samples), {"score": "mean"})
+    of = VOTING_RULES.get(rule)
+    tally = of.tally(samples, clusters_of(samples), read_values(of, {}, len(samples)))
     weight = sum(w for w, one in zip(tally.weights, clusters_of(samples), strict=True) if one.answer == "a")
     return weight / len(samples) if rule == "sc" else weight
 
