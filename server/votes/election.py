@@ -51,6 +51,8 @@ class Election:
         async with aclosing(ballot.draw(draw)) as steps:
             async for step in steps:
                 yield step
+        if not ballot.box.samples:
+            raise bad_request("there is no sample to vote on", "voting")
         share: Share | None = None
         if self.pot is not None:
             share = await self.pot.settle(prompt, len(ballot.box.samples), ballot.decided)
@@ -130,8 +132,6 @@ class Ballot:
         """The winner, and what the vote says about it."""
         samples: Sequence[Sample] = self.box.samples
         flags = (*self._election.flags, *self._source.flags, *self.box.flags)
-        if not samples:
-            raise bad_request("there is no sample to vote on", "voting")
         found = await judged(
             self._election.vote,
             self._problem,
