@@ -30,6 +30,11 @@ def written(folder: Path) -> Path:
     return path
 
 
+def hear_sigint() -> None:
+    """Where tests run in the background, their children are born deaf to it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 def test_interrupted_and_gone_on_with(server: str, http: httpx.Client, tmp_path: Path) -> None:
     path = written(tmp_path)
     samples, numbers = path.with_suffix(".samples.jsonl"), tmp_path / "out.json"
@@ -38,7 +43,7 @@ def test_interrupted_and_gone_on_with(server: str, http: httpx.Client, tmp_path:
         "--max-tokens", "64", "--repeats", "2", "--methods", "sc,rpc,iew", "--json", str(numbers),
     )  # fmt: skip
     with subprocess.Popen(
-        [*arguments, "--concurrency", "1"], env=environment(), stderr=subprocess.PIPE, text=True
+        [*arguments, "--concurrency", "1"], env=environment(), stderr=subprocess.PIPE, text=True, preexec_fn=hear_sigint
     ) as process:
         deadline = time.monotonic() + COMMAND_S
         while not (samples.exists() and samples.read_bytes().count(b"\n") > 2):
