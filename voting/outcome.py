@@ -76,6 +76,8 @@ class Outcome:
             "abstain_rate": self.abstain_rate,
             "clusters": [_row(place, *row) for place, row in enumerate(rows)],
             "baseline_sc": None if self.baseline is None else self.baseline._asdict(),
+            "pruned": _reasons(self.tally.pruned),
+            "abstained": _reasons({one.index: _why_silent(one) for one in self.samples if one.abstains}),
             "pruning": None if self.tally.pruning is None else dict(self.tally.pruning),
             "details": dict(self.tally.notes),
             "weight_source": "raw",
@@ -98,7 +100,7 @@ class Outcome:
             "pruned": pruned is not None,
         }
         reasons = {
-            "abstain_reason": sample.abstain_reason or ("no_answer" if sample.abstains else None),
+            "abstain_reason": _why_silent(sample) if sample.abstains else None,
             "prune_reason": pruned,
         }
         return write_sample(sample) | found | {name: why for name, why in reasons.items() if why is not None}
@@ -221,6 +223,15 @@ def _checked(sample: Sample) -> Sample:
 
 def _silenced(sample: Sample, reason: str) -> Sample:
     return replace(sample, abstain_reason=reason)
+
+
+def _why_silent(sample: Sample) -> str:
+    return sample.abstain_reason or "no_answer"
+
+
+def _reasons(why: Mapping[int, str]) -> list[dict[str, Any]]:
+    """Samples and what became of them, by index."""
+    return [{"index": index, "reason": why[index]} for index in sorted(why)]
 
 
 def _row(place: int, cluster: Cluster, weight: float, share: float | None) -> dict[str, Any]:

@@ -26,8 +26,8 @@ _FIELDS = ("rule", "samples", "at_once", "extract", "equiv", "stop", "params", *
 _FOUND_BY_VOTES = frozenset(
     (
         "id", "used_samples", "k_distinct", "dedupe_key", "answer", "confidence", "tie", "abstain_rate", "clusters",
-        "baseline_sc", "pruning", "details", "weight_source", "fallback", "flags", "cert", "tokens", "budget",
-        "sample_records", "codes", "tests", "next_test",
+        "baseline_sc", "pruned", "abstained", "pruning", "details", "weight_source", "fallback", "flags", "cert",
+        "tokens", "budget", "sample_records", "codes", "tests", "next_test",
     )
 )  # fmt: skip
 _FOUND_BY_STOPS = frozenset(("fired_at", "value", "cert", "heuristic"))

@@ -206,6 +206,8 @@ def test_the_report() -> None:
             | {"share": pytest.approx(0.8 / 1.55), "members": [1]},
         ],
         "baseline_sc": {"answer": "a", "share": 0.75},
+        "pruned": [],
+        "abstained": [{"index": 3, "reason": "no_answer"}],
         "pruning": None,
         "details": {},
         "weight_source": "raw",

@@ -471,6 +471,18 @@ def test_traces_end_where_their_confidence_falls(raw: httpx.Client, window: int)
     assert said["confidence"] is None or 0 < said["confidence"] <= 1
 
 
+def test_the_report_names_who_does_not_count_and_why(raw: httpx.Client) -> None:
+    params = {"window": 2, "topk": 8, "mode": "online", "warmup": 4, "confidence_percentile": 40, "consensus_tau": None}
+    asked = {"rule": "deepconf", "params": params, "samples": 12, **LAST_LETTER}
+    short = body(post_chat(raw, voting=asked))
+    whole = body(post_chat(raw, voting={**asked, "return_samples": True}))
+    for name, reason in (("pruned", "prune_reason"), ("abstained", "abstain_reason")):
+        expected = [{"index": one["index"], "reason": one[reason]} for one in records(whole) if reason in one]
+        assert report(short)[name] == report(whole)[name] == expected
+        assert {"low_confidence"} <= {one["reason"] for one in expected}
+    assert "sample_records" not in report(short)
+
+
 # --- at the same time
 
 
