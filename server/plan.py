@@ -161,19 +161,18 @@ def make_plan(
     fields = sampling_fields(body, *layers, model.tokenizer)
     chain = resolve_sampling(fields, runner.vocab_size, runner.facts, call.request.keys())
     program = None if chain.program is None else PROGRAMS.get(chain.program.name)
-    n = n or (1 if program is None or call.vote is not None else program.default_n)
     vote = call.vote
-    if vote is not None:
+    if vote is None:
+        n = n or (1 if program is None else program.default_n)
+        made, named = best_of or n, "n"
+    else:
         check_vote(vote, body, best_of, chain, model, call.state)
-    made = best_of or n if vote is None else vote.samples
+        n, made, named = 1, vote.samples, "voting.samples"
     if len(prompts) * made > limits.choices_per_request:
-        refuse(
-            f"prompts times choices may be at most {limits.choices_per_request}",
-            "n" if vote is None else "voting.samples",
-        )
+        refuse(f"prompts times choices may be at most {limits.choices_per_request}", named)
     if program is not None:
         default_max_tokens = program.default_max_tokens or default_max_tokens
-        check_program(program, body, best_of, model, len(prompts) * made, limits)
+        check_program(program, body, best_of, model)
     if body.logprob_token_ids and logprobs is None:
         refuse("'logprob_token_ids' needs 'logprobs'", "logprob_token_ids")
     if coverings is not None:
@@ -186,6 +185,8 @@ def make_plan(
     identity = f"{prefix}{secrets.token_hex(14)}"
     # top alternatives that have to be known, whoever reads them
     tops = [k for k in (logprobs, vote.top if vote is not None else None) if k is not None]
+    # nobody sees a whole answer grow, or a vote's; what ends drawing has to be noticed when it appears
+    awaited = bool(stops) or (bool(body.stream) if vote is None else _may_end(vote))
     requests = []
     for index, prompt in enumerate(prompts):
         budget = _token_budget(model, prompt, max_tokens, max_tokens_field, default_max_tokens)
@@ -214,10 +215,7 @@ def make_plan(
                 trace=CANDIDATES if traced else None,
                 priority=body.priority or 0,
                 cache_salt=body.cache_salt or "",
-                # nobody sees a whole answer grow; what ends drawing has to be noticed when it appears
-                delivery_interval_s=0.0
-                if stops or (body.stream and vote is None) or _may_end(vote)
-                else WHOLE_ANSWER_INTERVAL_S,
+                delivery_interval_s=0.0 if awaited else WHOLE_ANSWER_INTERVAL_S,
             )
         )
     if traced:
@@ -257,9 +255,9 @@ def make_plan(
     )
 
 
-def _may_end(vote: VoteRequest | None) -> bool:
+def _may_end(vote: VoteRequest) -> bool:
     """Whether a vote may be decided before all samples are drawn."""
-    return vote is not None and (not vote.stop.never_fires or vote.rule.drawing(vote.values) is Drawing.SCREENED)
+    return not vote.stop.never_fires or vote.rule.drawing(vote.values) is Drawing.SCREENED
 
 
 def _check_traced(tokens: int, limits: Limits) -> None:

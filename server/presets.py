@@ -20,6 +20,7 @@ from server.schema.chat import ChatBody
 from server.schema.common import CHECKED_SAMPLING, PASSED_SAMPLING, GenerationBody
 from server.schema.completions import CompletionBody
 from server.schema.parse import validate
+from server.state import Limits
 from server.text.codec import TextCodec
 from server.votes.request import read_vote
 
@@ -40,7 +41,7 @@ def check_presets(
     vocab_size: int,
     max_model_len: int,
     facts: ModelFacts = NO_FACTS,
-    max_k: int = 512,
+    max_k: int = Limits.max_k,
 ) -> None:
     """Refuse at start what no request could use. Raises PresetError."""
     names = set(GenerationBody.model_fields) - NOT_PRESETTABLE | set(PASSED_SAMPLING)

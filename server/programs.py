@@ -11,18 +11,14 @@ from samplers.model_facts import ModelFacts
 from samplers.programs.contract import Program, Setting
 from server.errors import refuse, unavailable
 from server.schema.common import GenerationBody
-from server.state import Limits, ServedModel
+from server.state import ServedModel
 
 
-def check_program(
-    program: Program, body: GenerationBody, best_of: int | None, model: ServedModel, choices: int, limits: Limits
-) -> None:
-    """Refuse what no program, or this runner, can honour. `choices`: of all prompts."""
+def check_program(program: Program, body: GenerationBody, best_of: int | None, model: ServedModel) -> None:
+    """Refuse what no program, or this runner, can honour."""
     name, runner = program.name, model.runner
     for need in sorted(program.needs - {str(one) for one in runner.capabilities}):
         raise unavailable("sampler", f"'{name}' on runner '{runner.name}', for a model without '{need}', is")
-    if choices > limits.choices_per_request:
-        refuse(f"prompts times choices may be at most {limits.choices_per_request}", "n")
     if best_of not in (None, body.n or program.default_n):
         refuse(f"'best_of' excludes '{name}'", "best_of")
     if body.max_tokens == 0:

@@ -7,27 +7,27 @@ weigh them; every choice draws one and goes on behind it. Any runner can serve t
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
-from engine.request import DecodeRequest, Delta, Finish, FinishReason, Output, TokenScore
+from engine.request import DecodeRequest, Delta, Finish, FinishReason, TokenScore
 from engine.runners.base import Runner
 from samplers.chain import Chain, resolve
 from samplers.quantise import pick, quantise
 from samplers.registry import DRAWS
 from samplers.rng import Noise, Purpose
-from server.errors import internal, overloaded, refuse, too_long, unavailable
+from server.errors import internal, refuse, too_long, unavailable
 from server.offload import offload
 from server.prompts import PromptInput
 from server.schema.common import GenerationBody
 from server.state import ServedModel
 from server.text.covers import Context, Cover, Covering
 from server.together import all_of
+from server.whole_output import whole_output
 
 OFF, HEAL, EXACT = "off", "heal", "exact"
 MASKS = ("allowed_token_ids", "bad_words_ids")  # stages that promise something about every token
@@ -159,16 +159,8 @@ def _question(
 
 async def _answer(runner: Runner, question: DecodeRequest) -> tuple[TokenScore, int]:
     """(what was asked, cached prompt tokens)."""
-    cached = 0
-    async with aclosing(cast(AsyncGenerator[Output], runner.submit(question))) as outputs:
-        async for output in outputs:
-            cached = max(cached, output.cached_tokens)
-            delta = output.deltas.get(0)
-            if delta is not None and delta.scores:
-                return delta.scores[0], cached
-            if delta is not None and delta.finish is not None and delta.finish.reason is FinishReason.ERROR:
-                raise internal()
-    raise overloaded("the request was ended by the server")
+    output = await whole_output(runner, question)
+    return output.deltas[0].scores[0], output.cached_tokens
 
 
 def _part(

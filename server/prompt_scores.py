@@ -5,14 +5,13 @@ Any runner with `Capability.PROMPT_LOGPROBS` can serve them. Lives in the event 
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
-from typing import NamedTuple, cast
+from collections.abc import Sequence
+from typing import NamedTuple
 
-from engine.request import DecodeRequest, FinishReason, Output
+from engine.request import DecodeRequest
 from engine.runners.base import Runner
 from samplers.chain import resolve
-from server.errors import internal, overloaded
+from server.whole_output import whole_output
 
 
 class Known(NamedTuple):
@@ -40,13 +39,7 @@ async def known(
         priority=priority,
         cache_salt=cache_salt,
     )
-    async with aclosing(cast(AsyncGenerator[Output], runner.submit(request))) as outputs:
-        async for output in outputs:
-            if output.scored:
-                assert output.prompt_scores is not None
-                scores = output.prompt_scores[first:]
-                return Known([score.logprob for score in scores if score is not None], output.cached_tokens)
-            ends = [delta.finish for delta in output.deltas.values() if delta.finish is not None]
-            if any(end.reason is FinishReason.ERROR for end in ends):
-                raise internal()
-    raise overloaded("the request was ended by the server")
+    output = await whole_output(runner, request)
+    assert output.prompt_scores is not None
+    scores = output.prompt_scores[first:]
+    return Known([score.logprob for score in scores if score is not None], output.cached_tokens)

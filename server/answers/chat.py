@@ -101,7 +101,7 @@ class ChatAnswer:
 
     def _shows_empty(self, event: ChoiceEvent) -> bool:
         """One token per chunk was asked for, and this one has no text of its own."""
-        return self.plan.job.options.interval is not None and event.end is None
+        return self.plan.job.options.interval is not None and bool(event.token_ids) and event.end is None
 
     def _opening(self, event: ChoiceEvent, folded: Folded, first: bool) -> Iterator[dict[str, Any]]:
         opening = {"delta": {"role": "assistant", "content": ""}, "logprobs": None, "finish_reason": None}

@@ -10,11 +10,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from server.answers.logprobs import FLOOR
 from server.vote_cli.remote import QuestionFailed
 from voting.contract import Sample
 from voting.token_statistics import confidences, entropies
-
-NOT_FINITE = -9999.0  # how servers write the logarithm of 0, and what is no number
 
 
 @dataclass(frozen=True)
@@ -93,7 +92,7 @@ def _mean_logprob(
     """Per generated token, and whether all of them count. -inf: it is no finite number."""
     total = choice.get("cumulative_logprob")
     if total is not None and ids:
-        return (-math.inf if total == NOT_FINITE else min(float(total), 0.0) / len(ids)), True
+        return (-math.inf if total == FLOOR else min(float(total), 0.0) / len(ids)), True
     if listed is None or not listed.logprobs:
         return None, True
     mean = math.fsum(listed.logprobs) / len(listed.logprobs)
@@ -131,4 +130,4 @@ def _listed(logprobs: Mapping[str, Any] | None) -> _Listed | None:
 
 def _read(value: Any) -> float:
     number = float(value)
-    return number if number > NOT_FINITE else -math.inf  # NaN compares false as well
+    return number if number > FLOOR else -math.inf  # NaN compares false as well

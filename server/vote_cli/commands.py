@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from enum import StrEnum
 from pathlib import Path
@@ -182,7 +181,6 @@ def stop(
 
 
 def _run(command: str, options: dict[str, Any]) -> None:
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # read by numpy; fits of five numbers are slower with threads
     from bench.figures import NoFigures
     from samplers.contract import SamplerError
     from server.vote_cli import offline

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
+from server.together import all_of
 from server.vote_cli.answers import Answer, read_answer
 from server.vote_cli.dialect import Dialect
 from server.vote_cli.questions import Question
@@ -41,7 +40,7 @@ class Sampler:
         while missing := [index for index in range(self.samples) if index not in taken]:
             parts = list(_runs(missing, self.dialect.choices))
             complete = False
-            for part, answer in zip(parts, await _all(self._ask(question, *part) for part in parts), strict=True):
+            for part, answer in zip(parts, await all_of(self._ask(question, *part) for part in parts), strict=True):
                 seed = seed_of(self.seed, question.id, part[0])
                 taken |= {one.sample.index: Taken(one.sample, seed, one.counted) for one in answer.choices}
                 complete |= answer.complete
@@ -87,7 +86,7 @@ async def draw_all(
             else:
                 done(question, taken)
 
-    await _all(work() for _ in range(min(at_once, len(questions))))
+    await all_of(work() for _ in range(min(at_once, len(questions))))
     return failed
 
 
@@ -95,16 +94,6 @@ def seed_of(seed: int, question: str, first: int) -> int:
     """Of the request for a question's samples from index `first` on: 31 bits, which every server takes."""
     digest = hashlib.blake2b(f"{seed}\n{first}\n{question}".encode(errors="surrogatepass"), digest_size=4).digest()
     return int.from_bytes(digest) >> 1
-
-
-async def _all(work: Iterator[Any] | Any) -> list[Any]:
-    """The results, in order. Raises the first exception, after the others have been cancelled."""
-    try:
-        async with asyncio.TaskGroup() as group:
-            tasks = [group.create_task(one) for one in work]
-    except BaseExceptionGroup as errors:
-        raise errors.exceptions[0] from None
-    return [task.result() for task in tasks]
 
 
 def _runs(indices: Sequence[int], longest: int) -> Iterator[tuple[int, int]]:

@@ -83,9 +83,7 @@ class Journal:
         for problem in read_lines(self.path, lambda record, number: read_problem(record, str(number))):
             question = questions.get(problem.id)
             if question is None or (question.prompt, question.gold) != (problem.prompt, problem.gold):
-                raise SamplesFileError(
-                    f"{self.path} has samples of another problem '{problem.id}'; name another file with --out"
-                )
+                raise SamplesFileError(f"{self.path} has samples of another problem '{problem.id}'; name another file")
             self.done.append(problem.id)
 
     def _check_settings(self, header: bytes) -> None:
@@ -101,8 +99,8 @@ class Journal:
                 if before.get(name) != now.get(name)
             )
             raise SamplesFileError(
-                f"{self.path} was drawn with other settings ({changes}); repeat those, or name another file with --out"
+                f"{self.path} was drawn with other settings ({changes}); repeat those, or name another file"
             )
 
     def _foreign(self) -> SamplesFileError:
-        return SamplesFileError(f"{self.path} was not written by `drafthouse vote run`; name another file with --out")
+        return SamplesFileError(f"{self.path} was not written by `drafthouse vote run`; name another file")

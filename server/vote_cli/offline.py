@@ -21,6 +21,7 @@ from voting.coverage import coverage as coverage_at
 from voting.intervals import interval
 from voting.poll import Poll
 from voting.power_law import FURTHEST, fit_power_law
+from voting.records import finite
 from voting.replay import counts
 from voting.replay import replay as replay_votes
 from voting.replay_stopping import try_stops
@@ -108,7 +109,7 @@ def calibrate(
     for name, by_k in graded.items():
         p, y = by_k[size].pairs(0)
         metrics = {
-            metric: {"value": _finite(of(p, y)), "interval": interval(of, p, y, seed=seed)}
+            metric: {"value": finite(of(p, y)), "interval": interval(of, p, y, seed=seed)}
             for metric, of in _METRICS.items()
         }
         table = [one._asdict() for one in calibration.reliability(p, y, bins)]
@@ -204,10 +205,6 @@ def check_plot(plot: Path | None) -> None:
     """Before the work, and not after it, that there is something to draw with."""
     if plot is not None:
         require()
-
-
-def _finite(value: float) -> float | None:
-    return value if value == value else None
 
 
 _METRICS: Mapping[str, Callable[..., float]] = {

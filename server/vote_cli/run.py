@@ -13,6 +13,7 @@ from rich.console import Console
 
 from bench.progress import progress
 from samplers.contract import SamplerError
+from samplers.temperature import GREEDY_BELOW
 from server.failure import fail
 from server.vote_cli import offline
 from server.vote_cli.dialect import Dialect
@@ -30,7 +31,6 @@ from voting.samples_file import Problem
 
 FAILED = 1  # exit status: some problems could not be drawn
 INTERRUPTED = 130  # as of what SIGINT has ended
-DETERMINISTIC = 1e-5  # temperature below which all samples are the same
 
 
 def run(
@@ -59,7 +59,7 @@ def run(
     offline.check_plot(plot)
     samples, temperature, sampler = drawing["samples"], drawing["temperature"], drawing["sampler"]
     drawing["sampler"] = None if sampler is None else name_or_json(sampler, "sampler")
-    if samples > 1 and temperature is not None and temperature < DETERMINISTIC and sampler is None:
+    if samples > 1 and temperature is not None and temperature < GREEDY_BELOW and sampler is None:
         raise SamplerError("with --temperature 0 all samples of a problem are the same", "temperature")
     voting = {
         "re_extract": True,

@@ -53,7 +53,7 @@ class Source:
                 id=f"{request.id}-{begin}" if size < request.n else request.id,
                 n=min(size, request.n - begin),
                 first_choice=request.first_choice + begin,
-                prompt_logprobs=None if begin else request.prompt_logprobs,
+                prompt_logprobs=None if first + begin else request.prompt_logprobs,
             )
             async with aclosing(draw(wave, first + begin, self._enough)) as steps:
                 async for step in steps:
@@ -79,7 +79,7 @@ class Source:
             return ConfidenceWatch(TraceMonitor(values["window"], least), values["topk"])
 
         late = replace(request, n=request.n - warm, first_choice=request.first_choice + warm, watch=watch)
-        async with aclosing(self._in_waves(replace(late, prompt_logprobs=None), warm, draw)) as steps:
+        async with aclosing(self._in_waves(late, warm, draw)) as steps:
             async for step in steps:
                 yield step
 

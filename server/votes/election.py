@@ -164,7 +164,7 @@ class Ballot:
             self._prompt,
             winner.shown(self._prompt),
             spent=Tokens(extra.prompt, beside.completion),
-            vote=Held(self._election.vote, result, self._reading, tokens, None if share is None else share.report()),
+            vote=Held(self._election.vote, result, self._reading, tokens, None if share is None else share._asdict()),
         )
 
     def _take(self, events: Sequence[ChoiceEvent]) -> list[Sample]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
 from voting.contract import Cluster, Sample, Screening, VotingRule
-from voting.rule import voters
+from voting.outcome import hold
 from voting.stopping.watch import Watch
 
 
@@ -41,10 +41,9 @@ class Consensus:
         self._rule, self._screening, self._values = rule, rule, values
 
     def look(self, samples: Sequence[Sample], clusters: Sequence[Cluster]) -> bool:
-        if len(samples) <= self._values["warmup"] or not voters(samples):
+        if len(samples) <= self._values["warmup"]:
             return False
-        tally = self._rule.tally(samples, clusters, self._values)
-        return self._screening.has_consensus(tally, self._values)
+        return self._screening.has_consensus(hold(samples, clusters, self._rule, self._values).tally, self._values)
 
 
 def label(sample: Sample, clusters: Sequence[Cluster]) -> int | None:

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator
-from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Protocol, cast
+from typing import Protocol
 
-from engine.request import DecodeRequest, FinishReason, Output
+from engine.request import DecodeRequest
 from samplers.chain import resolve
-from server.errors import internal, overloaded, too_long
+from server.errors import too_long
 from server.generate import Tokens
 from server.state import ServedModel
+from server.whole_output import whole_output
 from voting.judge import MAX_TOKENS
 
 
@@ -54,21 +53,9 @@ async def consult(model: ServedModel, question: str, origin: Origin) -> Reply:
         priority=origin.priority,
         cache_salt=origin.cache_salt,
     )
-    said: list[int] = []
-    async with aclosing(cast(AsyncGenerator[Output], runner.submit(asked))) as outputs:
-        async for output in outputs:
-            delta = output.deltas.get(0)
-            if delta is None:
-                continue
-            said += delta.token_ids
-            if delta.finish is not None:
-                if delta.finish.reason is FinishReason.ERROR:
-                    raise internal()
-                if delta.finish.reason is FinishReason.ABORT:
-                    raise overloaded("the request was ended by the server")
-                shown = [token for token in said if token not in codec.special_ids]
-                return Reply(codec.decode(shown), Tokens(len(ids), len(said)))
-    raise overloaded("the request was ended by the server")
+    said = (await whole_output(runner, asked)).deltas[0].token_ids
+    shown = [token for token in said if token not in codec.special_ids]
+    return Reply(codec.decode(shown), Tokens(len(ids), len(said)))
 
 
 async def _encoded(model: ServedModel, question: str) -> list[int]:

@@ -6,21 +6,17 @@ Lives in the event loop. A prompt that fails ends the others' waiting with its r
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from voting.budget import Reallocation, reallocate
 
 
-@dataclass(frozen=True)
-class Share:
+class Share(NamedTuple):
     """A prompt's part of what was left over."""
 
     granted: int  # further samples it may draw
     saved: int  # by all prompts together
     unspent: int
-
-    def report(self) -> dict[str, int]:
-        return {"granted": self.granted, "saved": self.saved, "unspent": self.unspent}
 
 
 class Pot:

@@ -72,16 +72,17 @@ def decide(
         counted, found.clusters, vote.rule, vote.values, use_sample_weights=vote.use_sample_weights, flags=flags
     )
     said = watch.report()
-    cert = said.pop("cert", None)
-    if cert is None:
+    cert = said.pop("cert", None)  # of a stopping rule that has one
+    if NOT_IID in flags or NOT_TRANSITIVE in flags or any(sample.weight != 1 for sample in samples):
+        cert = None
+    elif cert is None:
         labels = ((label(sample, found.clusters), 1.0) for sample in samples)
         cert = read_stop("mode_cert").over(labels).report()["cert"]
     for one in (cert, said.get("heuristic")):
         if one is not None:
             one["target"] = _place_of(one["target"], found.clusters, outcome)
-    void = NOT_IID in flags or NOT_TRANSITIVE in flags or any(sample.weight != 1 for sample in samples)
     aside = tuple(sample for place, sample in enumerate(samples) if place not in basis)
-    return Result(outcome, said, None if void else cert, aside)
+    return Result(outcome, said, cert, aside)
 
 
 def _length(sample: Sample) -> int:

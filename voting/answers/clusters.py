@@ -55,8 +55,9 @@ def partition(
     voices: dict[str, list[_Voice]] = {name: [] for name in names}
     for sample, key in zip(voters, keys, strict=True):
         voices[key.text].append((sample, key))
+    apart = set(map(tuple, groups))
     clusters = [
-        _cluster([voice for place in places for voice in voices[names[place]]], linked=places not in groups)
+        _cluster([voice for place in places for voice in voices[names[place]]], linked=tuple(places) not in apart)
         for places in linked
     ]
     return Partition(tuple(sorted(clusters, key=lambda cluster: cluster.members)), tuple(sorted(flags)))

@@ -168,7 +168,7 @@ async def settled(prompts: Sequence[tuple[int, bool]], limit: int, order: Sequen
 async def test_all_prompts_share_whoever_comes_last(order: tuple[int, ...]) -> None:
     shares = await settled([(4, True), (10, False), (9, True)], 10, order)
     assert shares == [Share(0, 7, 0), Share(7, 7, 0), Share(0, 7, 0)]
-    assert shares[1].report() == {"granted": 7, "saved": 7, "unspent": 0}
+    assert shares[1]._asdict() == {"granted": 7, "saved": 7, "unspent": 0}
 
 
 async def test_nobody_needs_more() -> None:
