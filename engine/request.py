@@ -13,6 +13,8 @@ from typing import Any, Protocol
 
 from samplers.chain import Chain
 from samplers.trace import TokenTrace
+from spec_decode.request import SpecRequest
+from spec_decode.statistics import SpecStatistics
 
 
 class FinishReason(StrEnum):
@@ -61,6 +63,8 @@ class DecodeRequest:
     priority: int = 0  # lower runs first
     delivery_interval_s: float = 0.0  # outputs after the first may be held back and merged this long
     cache_salt: str = ""  # requests share cached prefixes only under one salt
+    speculation: SpecRequest | None = None  # drafts for every choice; None: plain decoding
+    tenant: str | None = None  # whose past outputs drafts may come from, and its outputs are added to; None: nobody's
 
 
 @dataclass(frozen=True)
@@ -83,6 +87,7 @@ class Finish:
     message: str = ""
     impossible: bool = False  # with ERROR: the request asks for something that does not exist
     details: Mapping[str, Any] = field(default_factory=dict)  # what a program or samplers say about the choice
+    speculation: SpecStatistics | None = None  # of a choice that was drafted for, or might have been
 
 
 @dataclass

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 
 class SettingsError(ValueError):
@@ -27,6 +28,8 @@ class EngineSettings:
     threads: int | None = None  # CPU threads of the model; default torch's
     replay: bool = True  # replay a traced forward (CPU) or graphs of it (CUDA) where they give the eager logits
     attention: str = "auto"  # 'auto' or 'plain', the slow reference
+    spec_max_len: int = 16  # deepest draft of any request; 0 switches speculation off
+    draft_vocab: Mapping[str, int] = field(default_factory=dict)  # name -> tokens of a part of the draft's vocabulary
 
     def check(self) -> None:
         """Raises SettingsError naming the first setting that cannot be right."""

@@ -32,7 +32,7 @@ def check(wish: Wish, source: DraftSource, facts: SpecFacts) -> None:
 
 
 def _of_the_runner(wish: Wish, source: DraftSource, facts: SpecFacts) -> Iterator[_Objection]:
-    if not facts.trees:
+    if not facts.offer.trees:
         if wish.num_drafts > 1:
             yield _Objection("num_drafts", "this runner verifies one draft only", _UNSUPPORTED)
         if wish.shape != "chain":
@@ -99,8 +99,8 @@ def _of_the_source(wish: Wish, source: DraftSource, facts: SpecFacts) -> Iterato
     if wish.draft_temperature is not None and not source.draws:
         yield _Objection("draft_temperature", f"{source.name} draws no drafts")
     if wish.draft_vocab != "full":
-        if wish.draft_vocab not in facts.draft_vocabularies:
-            known = ", ".join(("full", *sorted(facts.draft_vocabularies)))
+        if wish.draft_vocab not in facts.offer.draft_vocabularies:
+            known = ", ".join(("full", *sorted(facts.offer.draft_vocabularies)))
             yield _Objection("draft_vocab", f"unknown part of the vocabulary; known: {known}")
         if not source.draws:
             yield _Objection("draft_vocab", f"{source.name} has no vocabulary of its own")

@@ -15,9 +15,11 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from samplers.chain import Chain
 from samplers.contract import Param
 from samplers.registry import Registry
-from samplers.rng import Noise
+from samplers.rng import Noise, Stream
+from spec_decode.cost_model import DraftCost
 from spec_decode.tree_forms import part
 
 if TYPE_CHECKING:
@@ -101,6 +103,8 @@ class DraftPlan:
     max_depth: int
     form: tuple[int, ...] | None = None  # parents of at most `max_nodes` nodes, siblings best first; None: it grows
     top_k: int = 1  # of a tree that grows: children of a node, and nodes of one depth that get some
+    gains: tuple[float, ...] | None = None  # of each node of a chain: how probable it is to be accepted, for drafters
+    # that stop where they are not confident (controller.confident); None: all nodes are wanted
 
 
 @dataclass(frozen=True)
@@ -112,7 +116,12 @@ class DraftAdmission:
     options: Mapping[str, Any] = field(default_factory=dict)  # of the drafter's source: every parameter
     ending_ids: frozenset[int] = frozenset()  # no draft goes on behind one of them
     tenant: str | None = None  # whose past outputs may be looked at and added to; None: nobody's
-    temperature: float = 1.0  # of drafts that are drawn; below 1e-5: none are
+    # of drafts that are drawn:
+    chain: Chain | None = None  # shapes the drafter's rows, by stages that remember nothing; greedy: the best are taken
+    stream: Stream = field(default=Stream(0, 0))  # the choice's random stream
+    law: str = "auto"  # of siblings: iid, swor, topk or hu; auto: there are none
+    shared_noise: bool = False  # the chain's draw picks, with the very numbers of the positions it picks for
+    vocabulary: str = "full"  # or the name of a part
 
 
 class Drafter(Protocol):
@@ -153,6 +162,15 @@ class DraftSource(Protocol):
     def check(self, values: Mapping[str, Any], path: str) -> None:
         """Raises SamplerError for values that exclude each other."""
         ...
+
+
+@dataclass(frozen=True)
+class LoadedSource:
+    """A source at work in one engine."""
+
+    source: DraftSource
+    drafter: Drafter
+    cost: DraftCost | None = None  # None: next to nothing
 
 
 @dataclass(frozen=True)

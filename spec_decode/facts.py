@@ -38,15 +38,23 @@ def sampler_class(chain: Chain) -> SamplerClass:
 
 
 @dataclass(frozen=True)
-class SpecFacts:
-    """Everything that the meaning of a `spec_decode` depends on."""
+class SpecOffer:
+    """What a runner can do."""
 
     sources: Sequence[DraftSource] = ()  # that are loaded, the preferred ones first
     draft_vocabularies: frozenset[str] = frozenset()  # names of configured parts of the vocabulary
     max_depth: int = 16  # of any draft
-    past_outputs: bool = False  # the operator lets requests look at their tenant's past outputs, and this one has a key
     trees: bool = True  # the runner verifies more than chains
+
+
+@dataclass(frozen=True)
+class SpecFacts:
+    """Everything that the meaning of a `spec_decode` depends on."""
+
+    offer: SpecOffer = SpecOffer()
+    past_outputs: bool = False  # the operator lets requests look at their tenant's past outputs, and this one has a key
     require_lossless: bool = False
+    excluded: str = ""  # what of the request excludes speculation, other than its sampler: a field's name
     greedy: bool = False  # the request's temperature is 0
     seeded: bool = False  # it has a seed of its own
     sampler: SamplerClass = SamplerClass.ROWS

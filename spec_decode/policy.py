@@ -20,16 +20,16 @@ UNAVAILABLE = "draft_unavailable"
 def choose_source(wish: Wish, facts: SpecFacts) -> DraftSource:
     """The one that is named, or the first that can do what the rest of the wish says. Raises SpecError."""
     path = f"{PATH}.draft"
-    if not facts.sources:
+    if not facts.offer.sources:
         raise SpecError(f"'{path}': no source of drafts is loaded", path, UNAVAILABLE)
     if wish.draft == AUTO:
-        fitting = (one for one in facts.sources if one.field in (wish.options or [one.field]))
+        fitting = (one for one in facts.offer.sources if one.field in (wish.options or [one.field]))
         able = (one for one in fitting if one.branches or not wish.several)
-        return next(able, facts.sources[0])
-    for source in facts.sources:
+        return next(able, facts.offer.sources[0])
+    for source in facts.offer.sources:
         if source.name == wish.draft:
             return source
-    known = ", ".join(source.name for source in facts.sources)
+    known = ", ".join(source.name for source in facts.offer.sources)
     raise SpecError(f"'{path}': {wish.draft} is not loaded here; loaded: {known}", path, UNAVAILABLE)
 
 
@@ -43,7 +43,7 @@ def resolve(wish: Wish, source: DraftSource, facts: SpecFacts) -> SpecRequest:
     drawn = source.draws and (not facts.greedy if wish.draft_temperature is None else wish.draft_temperature > 0)
     law = _law(wish, source, facts, drawn)
     tree = TreeShape(wish.shape) if wish.shape == "chain" else TreeShape(**{"shape": wish.shape, **wish.tree})
-    depth = min(tree.depth, wish.num_tokens or tree.depth, facts.max_depth)
+    depth = min(tree.depth, wish.num_tokens or tree.depth, facts.offer.max_depth)
     verifier, values = _rule(wish, facts, law, drawn, depth)
     if wish.draft_noise == "shared" and verifier != "match":
         path = f"{PATH}.draft_noise"

@@ -25,7 +25,9 @@ def read_spec(value: Any, facts: SpecFacts) -> SpecRequest | Plain:
         return _automatic(facts)
     if not isinstance(value, Mapping):
         raise SamplerError(f"'{PATH}' must be false, \"{AUTO}\" or an object", PATH)
-    wish = read_wish(value, facts.sources)
+    wish = read_wish(value, facts.offer.sources)
+    if facts.excluded:
+        raise SpecError(f"'{PATH}' and '{facts.excluded}' exclude each other", PATH)
     if facts.sampler is SamplerClass.NONE:
         raise SpecError(f"'{PATH}': the request's sampler does not choose one next token after the other", PATH)
     source = choose_source(wish, facts)
@@ -34,9 +36,11 @@ def read_spec(value: Any, facts: SpecFacts) -> SpecRequest | Plain:
 
 
 def _automatic(facts: SpecFacts) -> SpecRequest | Plain:
+    if facts.excluded:
+        return Plain(facts.excluded)
     if facts.sampler is SamplerClass.NONE:
         return Plain(INCOMPATIBLE)
-    if not facts.sources:
+    if not facts.offer.sources:
         return Plain(UNAVAILABLE)
-    wish = read_wish({}, facts.sources)
+    wish = read_wish({}, facts.offer.sources)
     return resolve(wish, choose_source(wish, facts), facts)

@@ -33,6 +33,13 @@ class SpecStatistics:
         self.passed.update(range(1, len(verified.path) + 1))
         self.sizes[deepest] += 1
 
+    def absorb(self, other: SpecStatistics) -> None:
+        """Of another choice."""
+        for name in ("steps", "drafted", "accepted", "emitted"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        for name in ("reached", "passed", "sizes"):
+            getattr(self, name).update(getattr(other, name))
+
     def report(self, level: str) -> dict[str, Any]:
         """level: none, summary or detailed, as `stats` of the request."""
         if level == "none":

@@ -5,13 +5,15 @@ Knows nothing about HTTP. The step-level contract below it is `engine/executor.p
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Protocol
 
 from engine.request import DecodeRequest, Output
 from samplers.model_facts import ModelFacts
+from spec_decode.facts import SpecOffer
+from spec_decode.statistics import SpecStatistics
 
 
 class Capability(StrEnum):
@@ -67,7 +69,8 @@ class Stats:
     cached_prompt_tokens: int = 0
     preemptions: int = 0
     steps: int = 0
-    step_seconds: dict[str, float] | None = None  # cumulative, by part: schedule, forward, sample, deliver
+    step_seconds: dict[str, float] | None = None  # cumulative, by part: schedule, draft, forward, sample, deliver
+    speculation: Mapping[tuple[str, str], SpecStatistics] = field(default_factory=dict)  # by (draft source, verifier)
 
 
 class Runner(Protocol):
@@ -78,6 +81,7 @@ class Runner(Protocol):
     vocab_size: int  # prompts may hold, and choices will hold, ids below it
     max_model_len: int
     facts: ModelFacts  # what samplers may know about the model
+    offer: SpecOffer  # how it can speculate
 
     def submit(self, request: DecodeRequest) -> AsyncIterator[Output]:
         """Start a request and yield its merged outputs until every choice has finished.

@@ -16,7 +16,7 @@ from samplers.contract import SamplerError
 from spec_decode.contract import DraftPlan, DraftSource
 from spec_decode.drafters import PromptLookup, Suffix
 from spec_decode.drafters.source import BaseSource
-from spec_decode.facts import SamplerClass, SpecError, SpecFacts, sampler_class
+from spec_decode.facts import SamplerClass, SpecError, SpecFacts, SpecOffer, sampler_class
 from spec_decode.read import read_spec
 from spec_decode.request import Plain, SpecRequest, depth_limit
 from spec_decode.tree_forms import chain, sequences, static
@@ -39,7 +39,13 @@ class Samples(Model):
 
 
 SOURCES: tuple[DraftSource, ...] = (Model(), Suffix(), PromptLookup(), Samples())
-FACTS = SpecFacts(SOURCES, frozenset({"32k"}), past_outputs=True)
+FACTS = SpecFacts(SpecOffer(SOURCES, frozenset({"32k"})), past_outputs=True)
+
+
+def offering(**changed: Any) -> SpecFacts:
+    return replace(FACTS, offer=replace(FACTS.offer, **changed))
+
+
 GREEDY, SEEDED = replace(FACTS, greedy=True), replace(FACTS, seeded=True)
 OWN_DRAW, NO_CHOICE = replace(FACTS, sampler=SamplerClass.OWN_DRAW), replace(FACTS, sampler=SamplerClass.NONE)
 
@@ -219,11 +225,11 @@ COMBINATIONS: list[tuple[dict[str, Any], SpecFacts, str, str | None]] = [
         for rule in ("token", "block", "rrs", "kseq", "hu", "traversal")
     ),
     ({"draft": "lattice"}, FACTS, "draft", "draft_unavailable"),
-    ({"draft": "draft_model"}, replace(FACTS, sources=[Suffix()]), "draft", "draft_unavailable"),
-    ({}, replace(FACTS, sources=()), "draft", "draft_unavailable"),
-    ({"num_drafts": 2}, replace(FACTS, trees=False), "num_drafts", "unsupported_by_runner"),
-    ({"tree": TREE}, replace(FACTS, trees=False), "tree.shape", "unsupported_by_runner"),
-    ({"verifier": "kseq"}, replace(FACTS, trees=False), "verifier", "unsupported_by_runner"),
+    ({"draft": "draft_model"}, offering(sources=[Suffix()]), "draft", "draft_unavailable"),
+    ({}, offering(sources=()), "draft", "draft_unavailable"),
+    ({"num_drafts": 2}, offering(trees=False), "num_drafts", "unsupported_by_runner"),
+    ({"tree": TREE}, offering(trees=False), "tree.shape", "unsupported_by_runner"),
+    ({"verifier": "kseq"}, offering(trees=False), "verifier", "unsupported_by_runner"),
 ]
 
 
@@ -236,7 +242,7 @@ def test_samplers_without_next_tokens_refuse_objects_and_auto_falls_back() -> No
     assert refused({}, NO_CHOICE) == ("spec_decode", None)
     for value in ("auto", None):
         assert read_spec(value, NO_CHOICE) == Plain("sampler_incompatible")
-        assert read_spec(value, replace(FACTS, sources=())) == Plain("draft_unavailable")
+        assert read_spec(value, offering(sources=())) == Plain("draft_unavailable")
         assert read_spec(value, FACTS) == read_spec({}, FACTS)
 
 
@@ -283,7 +289,7 @@ POLICY: list[tuple[dict[str, Any], SpecFacts, str, str, str]] = [
     (SEVERAL | {"sibling_law": "swor"}, FACTS, "traversal", "swor", "independent"),
     (SEVERAL | {"num_tokens": 1}, FACTS, "hu", "hu", "independent"),
     (SEVERAL | {"tree": {"depth": 1}}, FACTS, "hu", "hu", "independent"),
-    (SEVERAL, replace(FACTS, max_depth=1), "hu", "hu", "independent"),
+    (SEVERAL, offering(max_depth=1), "hu", "hu", "independent"),
     (SEVERAL | {"num_tokens": 1, "sibling_law": "swor"}, FACTS, "traversal", "swor", "independent"),
     (SEVERAL | {"tree": SEQUENCES}, FACTS, "kseq", "iid", "independent"),
     (SEVERAL | {"tree": SEQUENCES, "sibling_law": "iid"}, FACTS, "kseq", "iid", "independent"),
@@ -318,7 +324,7 @@ def test_the_policy(value: dict[str, Any], facts: SpecFacts, rule: str, law: str
 
 def test_the_first_source_that_fits_is_taken() -> None:
     assert read({"ngram": {}}).draft == "prompt_lookup" and read({"suffix": {}}).draft == "suffix"
-    lookup = replace(FACTS, sources=(PromptLookup(), Suffix()))
+    lookup = offering(sources=(PromptLookup(), Suffix()))
     assert read({}, lookup).draft == "prompt_lookup" and read({"num_drafts": 2}, lookup).draft == "suffix"
 
 
@@ -345,9 +351,7 @@ options: dict[str, list[Any]] = {
 objects = st.fixed_dictionaries({}, optional={name: st.sampled_from(values) for name, values in options.items()})
 facts = st.builds(
     SpecFacts,
-    st.just(SOURCES),
-    st.just(frozenset({"32k"})),
-    max_depth=st.sampled_from([1, 16]),
+    st.builds(SpecOffer, st.just(SOURCES), st.just(frozenset({"32k"})), max_depth=st.sampled_from([1, 16])),
     greedy=st.booleans(),
     seeded=st.booleans(),
     sampler=st.sampled_from([SamplerClass.ROWS, SamplerClass.OWN_DRAW]),
@@ -384,8 +388,8 @@ def test_whatever_is_accepted_is_sound_and_can_be_sent_back(value: dict[str, Any
         assert found.sibling_law == "hu"
     if found.draft_noise == "shared":
         assert drawn and found.verifier == "match"
-    plan = found.plan(facts.max_depth)
-    assert plan.max_depth <= min(facts.max_depth, found.num_tokens or 99)
+    plan = found.plan(facts.offer.max_depth)
+    assert plan.max_depth <= min(facts.offer.max_depth, found.num_tokens or 99)
     assert plan.form is None or len(plan.form) <= plan.max_nodes
 
 

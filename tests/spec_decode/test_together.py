@@ -14,7 +14,7 @@ from spec_decode.contract import DRAFT_SOURCES, VERIFIERS, DraftAdmission, Draft
 from spec_decode.controller import Candidate, Controller, Load
 from spec_decode.cost_model import CostModel, Latency
 from spec_decode.drafters import PromptLookup, Suffix
-from spec_decode.facts import SpecFacts
+from spec_decode.facts import SpecFacts, SpecOffer
 from spec_decode.read import read_spec
 from spec_decode.request import SpecRequest, depth_limit
 from spec_decode.tree_forms import depths
@@ -57,7 +57,7 @@ def drawn_behind(request: int, text: list[int], tree: DraftTree) -> list[int]:
     ],
 )
 def test_the_tokens_are_those_of_plain_decoding(value: dict[str, Any]) -> None:
-    spec = read_spec(value, SpecFacts((PromptLookup(), Suffix())))
+    spec = read_spec(value, SpecFacts(SpecOffer((PromptLookup(), Suffix()))))
     assert isinstance(spec, SpecRequest)
     source = DRAFT_SOURCES.get(spec.draft)
     assert isinstance(source, (PromptLookup, Suffix))
