@@ -79,9 +79,18 @@ class Driver:
     @torch.inference_mode()
     def tree(self, line: Line, tokens: list[int], parents: list[int]) -> Tensor:
         """Compute a tree in scratch slots: row 0 is its root. parents[0] is -1. Returns logits [n, V]."""
-        seen, depths = ancestors(parents)
-        self.pages.append(line.branch, len(tokens))
-        return self._run([(line, Chunk(line.branch, line.computed, tokens, seen, depths))])[line]
+        return self.trees((line, tokens, parents, 0))[line]
+
+    @torch.inference_mode()
+    def trees(self, *shares: tuple[Line, list[int], list[int], int]) -> dict[Line, Tensor]:
+        """Compute, for each (line, tokens, parents, grown), the rows of a tree behind the first `grown` of them, which
+        earlier calls have computed. Returns logits [n - grown, V]."""
+        parts = []
+        for line, tokens, parents, grown in shares:
+            seen, depths = ancestors(parents)
+            self.pages.append(line.branch, len(tokens) - grown)
+            parts.append((line, Chunk(line.branch, line.computed, tokens[grown:], seen[grown:], depths)))
+        return self._run(parts)
 
     @torch.inference_mode()
     def compact(self, line: Line, tokens: list[int], accepted: list[int]) -> None:

@@ -55,7 +55,7 @@ def test_chunks_decodes_and_mixtures(driver: PagedDriver) -> None:
         assert_equal(driver, line, out[line])
 
 
-def test_trees_gather(driver: PagedDriver) -> None:
+def test_trees_gather_and_grow(driver: PagedDriver) -> None:
     line = driver.line(tokens(11, 11))
     driver.step((line, 10))
     drafts, parents = [line.tokens[10], *tokens(5, 12)], [-1, 0, 0, 1, 1, 2]
@@ -63,6 +63,11 @@ def test_trees_gather(driver: PagedDriver) -> None:
     for row in range(len(drafts)):
         expected = driver.eager(line.tokens[:10] + [drafts[i] for i in path(parents, row)])[-1]
         assert (logits[row] - expected).abs().max() <= 1e-4
+    drafts, parents = drafts + tokens(2, 13), [*parents, 3, 5]
+    logits = driver.trees((line, drafts, parents, 6))[line]
+    for row in (6, 7):
+        expected = driver.eager(line.tokens[:10] + [drafts[i] for i in path(parents, row)])[-1]
+        assert (logits[row - 6] - expected).abs().max() <= 1e-4
 
 
 @pytest.mark.parametrize("kind", ["gpt_oss", "llama4_text", "gemma2"])

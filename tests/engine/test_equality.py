@@ -116,6 +116,28 @@ def test_tree_with_repeated_depths_compaction_and_decode(driver: Driver) -> None
     assert_equal(driver, line, driver.step((line, 1))[line])
 
 
+def test_trees_that_grow_level_by_level(driver: Driver) -> None:
+    """Two trees of several runs of slots, the second a step later; a level sees its ancestors of earlier steps."""
+    trunk = driver.line(tokens(14, 14))
+    driver.step((trunk, 14))
+    lines = [trunk, driver.fork(trunk)]
+    drafts = {line: tokens(9, 15 + i) for i, line in enumerate(lines)}
+    parents = [-1, 0, 0, 1, 2, 2, 3, 5, 5]
+    levels = [0, 1, 3, 6, 9]
+    for t in range(len(levels)):
+        grown = {line: i for line, i in zip(lines, (t, t - 1), strict=True) if 0 <= i < len(levels) - 1}
+        shares = [
+            (line, drafts[line][: levels[i + 1]], parents[: levels[i + 1]], levels[i]) for line, i in grown.items()
+        ]
+        for line, logits in driver.trees(*shares).items():
+            for row, given in enumerate(logits, levels[grown[line]]):
+                expected = driver.eager(line.tokens + [drafts[line][i] for i in path(parents, row)])[-1]
+                assert (given - expected).abs().max() <= TOLERANCE
+    driver.compact(trunk, drafts[trunk], path(parents, 8))
+    trunk.tokens.append(9)
+    assert_equal(driver, trunk, driver.step((trunk, 1))[trunk])
+
+
 def test_tree_beside_decodes_and_inside_a_group(driver: Driver) -> None:
     trunk = driver.line(tokens(12, 13))
     driver.step((trunk, 12))

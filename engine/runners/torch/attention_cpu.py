@@ -208,18 +208,10 @@ def _shared_lengths(step: Step, spec: LayerSpec) -> list[int]:
     lengths = [0] * len(step.spans)
     for group in step.groups:
         members = range(group.first, group.first + group.count)
-        if all(spec.first_visible(_last_position(step.spans[i])) == 0 for i in members):
+        if all(spec.first_visible(step.spans[i].last_position) == 0 for i in members):
             for i in members:
                 lengths[i] = group.length
     return lengths
-
-
-def _last_position(span: Span) -> int:
-    return span.context + (span.count - 1 if span.depths is None else int(span.depths.max()))
-
-
-def _positions(span: Span) -> np.ndarray:
-    return span.context + (np.arange(span.count) if span.depths is None else span.depths)
 
 
 def _trim(runs: tuple[Run, ...], low: int, high: int) -> Iterator[tuple[int, int, int]]:
@@ -235,7 +227,7 @@ def _trim(runs: tuple[Run, ...], low: int, high: int) -> Iterator[tuple[int, int
 def _block_parts(span: Span, spec: LayerSpec, low: int) -> Iterator[Part]:
     """Context and local part of a prompt chunk or a tree."""
     rows = slice(span.start, span.stop)
-    positions = _positions(span)
+    positions, keys = span.positions, span.key_positions
     visible = (
         np.array([spec.first_visible(int(p)) for p in positions]) if not spec.is_full else np.zeros(span.count, int)
     )
@@ -245,12 +237,16 @@ def _block_parts(span: Span, spec: LayerSpec, low: int) -> Iterator[Part]:
             seen = (token + np.arange(b - a))[None, :] >= visible[:, None]
             mask = _mask(np.repeat(seen, spec.group_size, 0))
         yield Shared(rows, a, b, mask)
-    local = np.tri(span.count, dtype=bool) if span.tree is None else span.tree
-    hidden = visible.max() > positions.min()
-    if span.tree is None and not hidden:
+    if span.tree is None and visible.max() <= keys.min():
         yield Local(rows, None)
-    else:
-        yield Local(rows, _mask(local & (positions[None, :] >= visible[:, None])))
+        return
+    seen = span.seen & (keys >= visible[:, None])
+    if span.width == span.count:
+        yield Local(rows, _mask(seen))
+        return
+    for a, b, token in _trim(span.runs, span.context, span.length):
+        columns = slice(token - span.context, token - span.context + b - a)
+        yield Shared(rows, a, b, _mask(np.repeat(seen[:, columns], spec.group_size, 0)))
 
 
 def _mask(seen: np.ndarray) -> Tensor:

@@ -26,7 +26,7 @@ class GatherAttention:
         self._pool = pool
         self._score_bytes = score_bytes
         self._step: Step | None = None
-        self._slots: list[Tensor] = []  # per span [context + count] int64: everything it may see
+        self._slots: list[Tensor] = []  # per span [length] int64: everything it may see
         self._masks: dict[tuple[int | None, int | None, int, int], Tensor] = {}  # by window, chunk, span, first row
 
     def prepare(self, step: Step) -> None:
@@ -35,7 +35,7 @@ class GatherAttention:
         self._masks.clear()
         self._slots = []
         for span in step.spans:
-            seen = np.concatenate([np.arange(a, b) for a, b in span.runs])[: span.context + span.count]
+            seen = np.concatenate([np.arange(a, b) for a, b in span.runs])[: span.length]
             self._slots.append(torch.from_numpy(seen).to(device))
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
@@ -49,7 +49,7 @@ class GatherAttention:
         assert self._step is not None
         outputs = []
         for index, span in enumerate(self._step.spans):
-            block = max(1, self._score_bytes // (4 * spec.query_heads * (span.context + span.count)))
+            block = max(1, self._score_bytes // (4 * spec.query_heads * span.length))
             for first in range(0, span.count, block):
                 count = min(block, span.count - first)
                 outputs.append(self._block(layer, spec, query, index, first, count))
@@ -62,8 +62,8 @@ class GatherAttention:
         if span.tree is None:
             low, high = spec.first_visible(span.context + first), span.context + first + count
         else:  # rows are in no order of depth, and every local row may be somebody's ancestor
-            lows = [spec.first_visible(span.context + _depth(span, row)) for row in range(first, first + count)]
-            low, high = min(*lows, span.context), span.context + span.count
+            lows = map(spec.first_visible, span.positions[first : first + count].tolist())
+            low, high = min(*lows, span.context), span.length
         seen = self._slots[index][low:high]
         k, v = self._gathered(self._pool.keys[layer], seen), self._gathered(self._pool.values[layer], seen)
         size = spec.key_size
@@ -98,10 +98,6 @@ class GatherAttention:
         return mask
 
 
-def _depth(span: Span, row: int) -> int:
-    return row if span.depths is None else int(span.depths[row])
-
-
 def _mask(span: Span, spec: LayerSpec, first: int, count: int, low: int, high: int, device: torch.device) -> Tensor:
     """[count, high - low] fp32: what each row sees of the span's keys low .. high - 1."""
     keys = torch.arange(low, high, device=device)
@@ -109,12 +105,10 @@ def _mask(span: Span, spec: LayerSpec, first: int, count: int, low: int, high: i
         rows = torch.arange(span.context + first, span.context + first + count, device=device)
         seen = keys <= rows[:, None]
     else:
-        depths = torch.arange(span.count) if span.depths is None else torch.from_numpy(span.depths)
-        depths = depths.to(device)
-        rows = span.context + depths[first : first + count]
+        rows = torch.from_numpy(span.positions[first : first + count]).to(device)
         context = torch.ones(count, span.context - low, dtype=torch.bool, device=device)
         seen = torch.cat([context, torch.from_numpy(span.tree[first : first + count]).to(device)], 1)
-        keys = torch.cat([keys[: span.context - low], span.context + depths])
+        keys = torch.cat([keys[: span.context - low], torch.from_numpy(span.key_positions).to(device)])
     if spec.window is not None:
         seen &= keys > rows[:, None] - spec.window
     elif spec.chunk is not None:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from engine.runners.torch.kernels import apply_sinks, segment_plain
 from engine.runners.torch.pool import KvPool
-from engine.runners.torch.step import Span, Step
+from engine.runners.torch.step import Step
 
 
 class PlainAttention:
@@ -32,13 +32,14 @@ class PlainAttention:
             keys, values = keys.transpose(0, 1), values.transpose(0, 1)
         out = torch.empty(1, query.shape[2], spec.query_heads, spec.key_size, dtype=query.dtype, device=query.device)
         for span in step.spans:
-            context = torch.cat([torch.arange(a, b) for a, b in span.runs])[: span.context].to(query.device)
-            for i in range(span.count):
+            slots = torch.cat([torch.arange(a, b) for a, b in span.runs])[: span.length]
+            positions = torch.cat([torch.arange(span.context), torch.from_numpy(span.key_positions)])
+            seen = torch.from_numpy(span.seen)
+            for i, position in enumerate(span.positions.tolist()):
                 row = span.start + i
-                seen = torch.cat([context, step.slots[span.start : span.stop][_visible(span, i)]])
-                positions = torch.cat([torch.arange(span.context), _local_positions(span)[_visible(span, i)].cpu()])
-                keep = (positions >= spec.first_visible(span.context + _depth(span, i))).to(query.device)
-                chosen = seen[keep]
+                visible = torch.cat([torch.ones(span.context, dtype=torch.bool), seen[i]])
+                visible &= positions >= spec.first_visible(position)
+                chosen = slots[visible].to(query.device)
                 part, lse = segment_plain(
                     query[:, :, row : row + 1],
                     keys[None, :, chosen],
@@ -52,18 +53,3 @@ class PlainAttention:
                     one = apply_sinks(one, lse[0, :, 0][None], spec.sinks)
                 out[0, row] = one[0]
         return out[..., : spec.value_size]
-
-
-def _depth(span: Span, row: int) -> int:
-    return row if span.depths is None else int(span.depths[row])
-
-
-def _local_positions(span: Span) -> Tensor:
-    depths = torch.arange(span.count) if span.depths is None else torch.from_numpy(span.depths)
-    return span.context + depths
-
-
-def _visible(span: Span, row: int) -> Tensor:
-    if span.tree is None:
-        return torch.arange(span.count) <= row
-    return torch.from_numpy(span.tree[row])

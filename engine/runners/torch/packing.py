@@ -19,13 +19,13 @@ from engine.runners.torch.step import Group, Span, Step
 
 @dataclass(frozen=True)
 class Chunk:
-    """Tokens of one branch to compute; slots for them are already reserved (`branch.length` covers them)."""
+    """Tokens of one branch to compute, perhaps behind scratch rows; their slots are reserved in `branch.length`."""
 
     branch: Branch
     context: int  # tokens cached before
     tokens: Sequence[int]  # input ids
-    tree: np.ndarray | None = None  # bool [n, n], ancestor or self
-    depths: np.ndarray | None = None  # int64 [n]; position = context + depth
+    tree: np.ndarray | None = None  # bool [n, width], ancestor or self among scratch rows and these; None: causal
+    depths: np.ndarray | None = None  # int64 [width]; position = context + depth; given with `tree`
 
 
 def pack(pages: Pages, chunks: list[Chunk], rows: list[int], device: torch.device) -> Step:
@@ -36,16 +36,17 @@ def pack(pages: Pages, chunks: list[Chunk], rows: list[int], device: torch.devic
     spans: list[Span] = []
     for chunk in chunks:
         count, context = len(chunk.tokens), chunk.context
-        runs = tuple(pages.runs(chunk.branch, 0, context + count))
-        spans.append(Span(len(ids), count, context, runs, chunk.tree, chunk.depths))
+        length = context + (count if chunk.tree is None else chunk.tree.shape[1])
+        runs = tuple(pages.runs(chunk.branch, 0, length))
+        span = Span(len(ids), count, context, runs, chunk.tree, chunk.depths)
+        spans.append(span)
         ids += chunk.tokens
-        if count == 1 and chunk.tree is None:
+        if span.is_decode:
             positions.append(context)
             slots.append([runs[-1][1] - 1])
         else:
-            depths = np.arange(count) if chunk.depths is None else chunk.depths
-            positions += (context + depths).tolist()
-            slots.append(pages.slots(chunk.branch, context, count))
+            positions += span.positions.tolist()
+            slots.append(pages.slots(chunk.branch, length - count, count))
     packed = torch.from_numpy(np.stack([np.array(ids), np.array(positions), np.concatenate(slots)]).astype(np.int64))
     packed = packed.to(device, non_blocking=True)
     logit_rows = torch.tensor(rows, dtype=torch.int64, device=device)
