@@ -255,6 +255,28 @@ def index(
 
 
 @app.command()
+def rank(
+    files: Annotated[list[Path], typer.Argument(help="text files, and folders of them")],
+    output: Annotated[Path, typer.Option(help="file to write, for `drafthouse serve --draft-ranking`")],
+    model: Annotated[str, typer.Option(help="whose tokens are ranked: " + _help("model"))] = "drafthouse-tiny",
+) -> None:
+    """Rank tokens by how often texts need them, for draft models that choose from a part of the vocabulary.
+
+    Files are read as by `drafthouse index`. Printed is the share of the texts that the first tokens cover. Tokens that
+    chat templates write, and single bytes, come first whatever their counts. The ranking belongs to the tokenizer of
+    the model: a server with another tokenizer refuses it.
+
+    \b
+    drafthouse rank src docs --output ranking.npz
+    """
+    _quiet_libraries()
+    from server.rank import write_ranking
+
+    with _explained(model):
+        write_ranking(files, model, output)
+
+
+@app.command()
 def models() -> None:
     """List the embedded models and what is known about them."""
     import json

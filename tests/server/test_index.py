@@ -11,7 +11,7 @@ from typer.testing import CliRunner, Result
 
 from samplers.programs.ngram_counter import NgramCounter
 from samplers.programs.ngrams import NgramTables
-from server import index
+from server import text_files
 from server.cli import STARTUP_EXIT, app
 from server.config import ConfigError, load_config
 from server.launch import load_ngrams, serve_model
@@ -74,9 +74,9 @@ def test_files_and_orders_can_be_chosen(folder: Path, tmp_path: Path) -> None:
 def test_long_texts_are_read_in_blocks_of_whole_lines(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(index, "BLOCK", 40)
+    monkeypatch.setattr(text_files, "BLOCK", 40)
     file = folder / "sub/b.py"
-    parts = list(index.blocks(file))
+    parts = list(text_files.blocks(file))
     assert "".join(parts) == TEXTS["sub/b.py"] and len(parts) > 5 and all(part.endswith("\n") for part in parts)
     assert run(file, "--output", tmp_path / "counts").exit_code == 0
     counts = NgramTables.load(tmp_path / "counts").levels[0].counts
