@@ -143,7 +143,7 @@ def test_arithmetic_codes_form_one_group(raw: httpx.Client, post: Any) -> None:
 
 @pytest.mark.parametrize("how", ["heal", "exact"])
 def test_behind_a_prompt_whose_end_is_written_anew(raw: httpx.Client, how: str) -> None:
-    fields = {"prompt": "def add_num", "prompt_boundary": how, "return_token_ids": True}
+    fields = {"prompt": "def add_num", "prompt_boundary": how, "return_token_ids": True, "max_tokens": 8}
     many = body(post_completion(raw, n=6, **fields))
     vote = body(post_completion(raw, voting={"samples": 6, "return_samples": True, **LAST_LETTER}, **fields))
     assert [one["text"] for one in records(vote)] == [text_of(choice) for choice in many["choices"]]
