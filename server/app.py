@@ -15,7 +15,7 @@ from starlette.routing import Route
 from server import document
 from server.boundary import Envelope, Gate
 from server.errors import ApiError, bad_request
-from server.presets import check_presets
+from server.presets import check_presets_of
 from server.routes import analysis, chat, completions, models, ops, tokenize, votes
 from server.schema.analysis import StepsBody
 from server.schema.chat import ChatBody
@@ -28,15 +28,7 @@ from server.state import VERSION, ServerState, listed_ids
 def create_app(state: ServerState) -> FastAPI:
     """The application over a state. Raises PresetError if a preset could never be used."""
     for model in state.models:
-        runner = model.runner
-        check_presets(
-            model.presets,
-            model.tokenizer,
-            runner.vocab_size,
-            runner.max_model_len,
-            runner.facts,
-            state.limits.max_k,
-        )
+        check_presets_of(model, state, model.presets)
     app = FastAPI(
         title="Drafthouse",
         version=VERSION,

@@ -72,6 +72,15 @@ def serve(
     port: Annotated[int | None, _option("port")] = None,
     model: Annotated[str | None, _option("model")] = None,
     draft_model: Annotated[str | None, _option("draft_model")] = None,
+    draft_ranking: Annotated[str | None, _option("draft_ranking")] = None,
+    draft_vocab: Annotated[list[str] | None, _option("draft_vocab")] = None,
+    spec_max_len: Annotated[int | None, _option("spec_max_len")] = None,
+    spec_past_outputs: Annotated[
+        bool | None, _option("spec_past_outputs", "--spec-past-outputs/--no-spec-past-outputs")
+    ] = None,
+    require_lossless: Annotated[
+        bool | None, _option("require_lossless", "--require-lossless/--no-require-lossless")
+    ] = None,
     ngrams: Annotated[str | None, _option("ngrams")] = None,
     served_name: Annotated[str | None, _option("served_name")] = None,
     runner: Annotated[str | None, _option("runner")] = None,

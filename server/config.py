@@ -18,6 +18,7 @@ from pydantic import AnyHttpUrl, BaseModel, ConfigDict, Field, ValidationError, 
 log = logging.getLogger(__name__)
 
 PREFIX = "DRAFTHOUSE_"
+WHOLE_VOCABULARY = "full"  # as requests name it
 
 
 class ConfigError(ValueError):
@@ -34,7 +35,7 @@ class EndpointSettings(BaseModel):
     api_key_env: str | None = None  # the environment variable that holds its bearer token
 
 
-ScorerName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
+ScorerName = PartName = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")]
 
 
 class ServeConfig(BaseModel):
@@ -46,8 +47,15 @@ class ServeConfig(BaseModel):
     port: int = Field(8000, ge=0, le=65535, description="port to listen on; 0 picks a free one")
     model: str = Field("drafthouse-tiny", description="embedded model name, folder or hub id")
     draft_model: str | None = Field(
-        None, description="a second model with the same vocabulary, served beside the first"
+        None, description="a second model with the same vocabulary: drafts for the first, and is served beside it"
     )
+    draft_ranking: str | None = Field(None, description="ranking of tokens by 'drafthouse rank', for draft_vocab")
+    draft_vocab: dict[PartName, Annotated[int, Field(ge=1)]] = Field(
+        default_factory=dict, description="NAME=SIZE of a part of the vocabulary that drafts may be limited to"
+    )
+    spec_max_len: int = Field(16, ge=0, le=32, description="longest draft of any request; 0 switches speculation off")
+    spec_past_outputs: bool = Field(False, description="drafts may come from earlier outputs of the same API key")
+    require_lossless: bool = Field(False, description="refuse verifiers that change the law of the output")
     ngrams: str | None = Field(None, description="n-gram tables of 'drafthouse index', for superposed decoding")
     served_name: str | None = Field(None, description="id of the model in the API; default: its name")
     runner: Literal["torch", "vllm"] = Field("torch", description="what executes the model; vllm is not in this build")
@@ -113,19 +121,34 @@ class ServeConfig(BaseModel):
     @field_validator("scorers", mode="before")
     @classmethod
     def _from_pairs(cls, value: Any) -> Any:
-        """NAME=URL as flags and variables say it, there with commas between several; files hold a mapping."""
-        texts = value.split(",") if isinstance(value, str) else value
-        if not isinstance(texts, (list, tuple)) or not all(isinstance(text, str) for text in texts):
-            return value
-        scorers: dict[str, Any] = {}
-        for text in texts:
-            name, equals, url = text.strip().partition("=")
-            if not equals:
-                raise ValueError(f"'{text}' must be NAME=URL")
-            if name in scorers:
-                raise ValueError(f"'{name}' is given twice")
-            scorers[name] = {"url": url}
-        return scorers
+        """NAME=URL as flags and variables say it; files hold a mapping."""
+        pairs = _pairs(value, "NAME=URL")
+        return value if pairs is None else {name: {"url": url} for name, url in pairs.items()}
+
+    @field_validator("draft_vocab", mode="before")
+    @classmethod
+    def _sizes(cls, value: Any) -> Any:
+        """NAME=SIZE as flags and variables say it; files hold a mapping."""
+        sizes = _pairs(value, "NAME=SIZE") or value
+        if isinstance(sizes, Mapping) and WHOLE_VOCABULARY in sizes:
+            raise ValueError(f"'{WHOLE_VOCABULARY}' is the name of the whole vocabulary")
+        return sizes
+
+
+def _pairs(value: Any, form: str) -> dict[str, str] | None:
+    """What NAME=... texts say, in one string with commas between several. None: the value is no text."""
+    texts = value.split(",") if isinstance(value, str) else value
+    if not isinstance(texts, (list, tuple)) or not all(isinstance(text, str) for text in texts):
+        return None
+    pairs: dict[str, str] = {}
+    for text in texts:
+        name, equals, said = text.strip().partition("=")
+        if not equals:
+            raise ValueError(f"'{text}' must be {form}")
+        if name in pairs:
+            raise ValueError(f"'{name}' is given twice")
+        pairs[name] = said
+    return pairs
 
 
 def load_config(flags: Mapping[str, Any], environment: Mapping[str, str], file: Path | None = None) -> ServeConfig:

@@ -15,6 +15,7 @@ from starlette.responses import Response
 from engine.runners.base import EngineFailed, Overloaded, TooLarge
 from samplers.contract import SamplerError
 from server.jsontext import dumps
+from spec_decode.facts import SpecError
 
 log = logging.getLogger(__name__)
 RETRY_AFTER_S = 1
@@ -87,6 +88,8 @@ def to_api_error(error: Exception) -> ApiError:
     match error:
         case ApiError():
             return error
+        case SpecError():
+            return bad_request(str(error), error.param, error.code)
         case SamplerError():
             return bad_request(str(error), error.param)
         case Overloaded() | EngineFailed():

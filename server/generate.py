@@ -20,6 +20,7 @@ from server.metrics import Metrics
 from server.prompt_boundary import Part, begin
 from server.state import ServedModel
 from server.text.covers import Covering
+from spec_decode.statistics import SpecStatistics
 
 
 @dataclass(frozen=True)
@@ -82,10 +83,17 @@ class Step:
     cached_tokens: int = 0  # so far, of this prompt
     absent: int = 0  # choices of this prompt that its program did not find
     report: Mapping[str, Any] | None = None  # what the program says about this prompt, at the end
+    speculation: SpecStatistics | None = None  # of choices that have ended, shown or not
     # of an election
     progress: list[Progress] = field(default_factory=list)  # one per sample that has finished
     spent: Tokens = NO_TOKENS  # on all samples, shown or not, and on prompts besides the request's
     vote: Vote | None = None  # of this prompt, with its winner
+
+    def add(self, done: SpecStatistics | None) -> None:
+        """What speculation has done for a choice that has ended. None: it is not known, or there was none."""
+        if done is not None:
+            self.speculation = self.speculation or SpecStatistics()
+            self.speculation.absorb(done)
 
 
 Enough = Callable[[], bool]  # whether choices that are still being made are in vain
@@ -116,7 +124,7 @@ async def run(job: Job, metrics: Metrics) -> AsyncGenerator[Step]:
                 held.clear()
             elif failed or step.report is not None:
                 held.append(replace(step, events=failed, prompt_scores=None, progress=[]))
-                step = replace(step, events=others, absent=0, report=None, spent=NO_TOKENS, vote=None)
+                step = replace(step, events=others, absent=0, report=None, speculation=None, spent=NO_TOKENS, vote=None)
             if step != Step(step.prompt, cached_tokens=step.cached_tokens):  # it says something
                 yield step
     failures = [event for step in held for event in step.events]
@@ -215,7 +223,8 @@ async def _drawn(
 
 async def _part_steps(job: Job, prompt: int, part: Part, clock: _Clock, enough: Enough) -> AsyncGenerator[Step]:
     """The steps of choices that share their tokens up to where generation begins. Those that are in vain are aborted
-    and followed to their ends all the same: what they have had by then counts."""
+    and followed to their ends all the same: what they have had by then counts. So are those that may speculate and were
+    cut at a stop string: only at their ends the engine says what it has drafted."""
     if enough():
         return
     request, runner = part.request, job.model.runner
@@ -232,6 +241,7 @@ async def _part_steps(job: Job, prompt: int, part: Part, clock: _Clock, enough: 
             return
     plain = request.chain.program is None  # a program ends with its report
     aborted = False
+    cut: dict[int, list[ChoiceEvent]] = {}  # last events of choices whose end the engine has yet to tell
     outputs: AsyncIterator[Output] = runner.submit(request)
     try:
         async for output in outputs:
@@ -243,18 +253,24 @@ async def _part_steps(job: Job, prompt: int, part: Part, clock: _Clock, enough: 
                 report=output.report,
             )
             for j, delta in output.deltas.items():
+                if delta.finish is not None:
+                    step.events += cut.pop(j, [])
+                    step.add(delta.finish.speculation)
                 if choices[j].done:
                     continue  # cut at a stop string; these tokens were on their way
                 clock.tokens(part.first + j, len(delta.token_ids))
-                step.events += choices[j].feed(delta)
+                events = choices[j].feed(delta)
                 if plain and choices[j].done and delta.finish is None:
                     runner.abort(request.id, j)
+                    if request.speculation is not None:
+                        cut[j], events = events, []
+                step.events += events
             for choice in choices[request.n - output.absent :]:
                 choice.done = True
             if output.scored:
                 step.events += [ChoiceEvent(first + j, end=End("length", None, 0.0)) for j in range(request.n)]
             yield step
-            if output.scored or output.report is not None or (plain and all(choice.done for choice in choices)):
+            if output.scored or output.report is not None or (plain and not cut and all(one.done for one in choices)):
                 return
             if not aborted and enough():
                 aborted = True

@@ -30,6 +30,8 @@ from samplers.model_facts import ModelFacts
 from samplers.programs.ngrams import NgramError, NgramTables
 from server.app import create_app
 from server.config import ConfigError, EndpointSettings, ServeConfig
+from server.drafting import Drafting, check_drafting, load_drafting
+from server.presets import usable_presets
 from server.state import Limits, ServedModel, ServerState
 from server.text.codec import TextCodec
 from server.votes.endpoint import Endpoint
@@ -52,15 +54,22 @@ def engine_settings(config: ServeConfig) -> EngineSettings:
 
 
 def serve_model(
-    name: str, config: ServeConfig, served_id: str | None = None, on_fatal: OnFatal | None = None
+    name: str,
+    config: ServeConfig,
+    served_id: str | None = None,
+    on_fatal: OnFatal | None = None,
+    draft: str | None = None,
 ) -> ServedModel:
-    """Load one model. Raises ConfigError, UnsupportedModelError, SettingsError or OSError."""
+    """Load one model. draft: the model that drafts for it. Raises ConfigError, UnsupportedModelError, SettingsError or
+    OSError."""
     began = time.monotonic()
     folder = find_model(name)
     codec = TextCodec.load(folder)
     ngrams = None if config.ngrams is None else load_ngrams(config.ngrams, codec)
     tokens = ModelFacts(codec.pieces(), codec.special_ids, ngrams=ngrams)
-    runner = TorchRunner.from_pretrained(folder, engine_settings(config), on_fatal, tokens)
+    drafting = Drafting() if draft is None else load_drafting(config, find_model(draft), name, codec)
+    known = {} if draft is None else {"draft": drafting.draft, "ranking": drafting.ranking}
+    runner = TorchRunner.from_pretrained(folder, engine_settings(config), on_fatal, tokens, **known)
     model = ServedModel(
         id=served_id or (Path(name).name if Path(name).is_dir() else name),
         runner=runner,
@@ -129,25 +138,30 @@ def build_state(config: ServeConfig, on_fatal: OnFatal | None = None) -> ServerS
     executor = (
         None if config.code_executor is None else endpoint_of(CodeExecutor, config.code_executor, "code_executor")
     )
-    served = [serve_model(config.model, config, config.served_name, on_fatal)]
+    check_drafting(config)
+    draft = config.draft_model if config.spec_max_len else None
+    alone = config.model_copy(update={"draft_vocab": {}})
+    served = [serve_model(config.model, alone if draft is None else config, config.served_name, on_fatal, draft)]
     if config.draft_model is not None:
-        if config.draft_model in (config.model, config.served_name):
-            raise ConfigError(f"setting 'draft_model': {config.draft_model} is the served model itself")
-        draft = serve_model(config.draft_model, config, None, on_fatal)
-        if draft.tokenizer.fast.get_vocab() != served[0].tokenizer.fast.get_vocab():
-            raise ConfigError(f"setting 'draft_model': {config.draft_model} and {config.model} differ in vocabulary")
-        served.append(draft)
-    return ServerState(
+        served.append(serve_model(config.draft_model, alone, None, on_fatal))
+    state = ServerState(
         served,
         api_keys=tuple(config.api_key),
         limits=Limits(
-            body_bytes=config.max_body_bytes, max_k=config.max_k, allow_chat_template=config.allow_chat_template
+            body_bytes=config.max_body_bytes,
+            max_k=config.max_k,
+            allow_chat_template=config.allow_chat_template,
+            past_outputs=config.spec_past_outputs,
+            require_lossless=config.require_lossless,
         ),
         cors_origins=tuple(config.cors_origins),
         scorers=scorers,
         code_executor=executor,
         votes=VoteStore(config.vote_ttl_s, config.max_votes, config.vote_bytes),
     )
+    for other in served[1:]:  # nobody drafts for it
+        other.presets = usable_presets(other, state, config.presets)
+    return state
 
 
 class _Server(uvicorn.Server):

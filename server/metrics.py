@@ -12,6 +12,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from engine.runners.base import Runner, Stats
+from server.speculation_metrics import families
 
 TTFT_BUCKETS_S = (0.005, 0.01, 0.02, 0.04, 0.08, 0.16, 0.32, 0.64, 1.28, 2.56, 5.12, 10.24, 20.48, 40.96)
 TOKEN_BUCKETS_S = (0.001, 0.002, 0.004, 0.008, 0.016, 0.032, 0.064, 0.128, 0.256, 0.512, 1.024, 2.048)
@@ -58,6 +59,8 @@ class RunnerCollector(Collector):
             for part, value in (stats.step_seconds or {}).items():
                 seconds.add_metric([*self._model(name), part], value)
         yield seconds
+        labels = {name: self._model(name) for name in snapshots}
+        yield from families({name: stats.speculation for name, stats in snapshots.items()}, labels)
 
     def _model(self, name: str) -> list[str]:
         """Values of the labels that name a model."""
@@ -82,6 +85,11 @@ class Metrics:
             registry=self.registry, buckets=TOKEN_BUCKETS_S,
         )  # fmt: skip
         self.http = Counter("drafthouse_http_requests", "HTTP responses", ["route", "status"], registry=self.registry)
+
+        self.spec_fallbacks = Counter(
+            "drafthouse_spec_fallbacks", "Requests decoded plainly though they left it open", ["reason"],
+            registry=self.registry,
+        )  # fmt: skip
 
         self._votes = Counter("drafthouse_votes", "Votes held", ["rule"], registry=self.registry)
         self._vote_samples = Counter(

@@ -19,6 +19,7 @@ from engine.runners.base import Capability
 from samplers.chain import Chain
 from samplers.programs.contract import PROGRAMS
 from server.answers.trace import CANDIDATES
+from server.auth import owner_of
 from server.boundary import suggest_request_id
 from server.choice import TextOptions
 from server.errors import refuse, too_long, unavailable
@@ -31,12 +32,15 @@ from server.prompts import PromptInput
 from server.refusals import HANDLED, check_common, refuse_foreign, refuse_unavailable
 from server.schema.common import INERT, PASSED_SAMPLING, GenerationBody
 from server.schema.parse import log_unknown, read_body_as, refuse_look_alikes, refuse_surrogates, validate
+from server.speculation import read_speculation
 from server.state import Limits, ServedModel, ServerState
 from server.text.covers import Covering
 from server.votes.compatibility import check_vote, flags_of
 from server.votes.election import Election
 from server.votes.problem import Problem
 from server.votes.request import VoteRequest, read_vote
+from spec_decode.facts import SpecFacts, SpecOffer
+from spec_decode.request import Plain, SpecRequest
 from voting.contract import Drawing
 
 WHOLE_ANSWER_INTERVAL_S = 0.1
@@ -56,6 +60,13 @@ class Call(Generic[B_co]):
     preset: Mapping[str, Any]
     arrived: float
     vote: VoteRequest | None
+    owner: str  # a name for its key; empty: it needs none
+
+    @property
+    def tenant(self) -> str | None:
+        """Whose past outputs may be looked at and added to. None: nobody's."""
+        may = self.state.limits.past_outputs and self.body.store is not False
+        return self.owner or None if may else None
 
 
 @dataclass(frozen=True)
@@ -71,6 +82,7 @@ class Plan:
     prompts: tuple[PromptInput, ...]
     chain: Chain
     sampler_report: list[dict[str, Any]]
+    speculation: SpecRequest | Plain
     seed: int
     n: int  # choices returned per prompt
     stream: bool
@@ -84,7 +96,8 @@ async def read_call(request: Request, state: ServerState, kind: type[B]) -> Call
     """Parse and check a generation request."""
     arrived = time.perf_counter()
     raw, body = await read_body_as(request, state.limits.body_bytes, kind, lambda raw: prepared(request, raw, kind))
-    return checked(state, kind, raw, body, arrived)
+    owner = owner_of(request.headers.get("authorization"), state.api_keys)
+    return checked(state, kind, raw, body, arrived, owner)
 
 
 def prepared(request: Request, raw: dict[str, Any], kind: type[B]) -> dict[str, Any]:
@@ -99,8 +112,8 @@ def _known(kind: type[GenerationBody]) -> tuple[str, ...]:
     return (*kind.model_fields, *PASSED_SAMPLING, *HANDLED, *INERT)
 
 
-def checked(state: ServerState, kind: type[B], raw: Mapping[str, Any], body: B, arrived: float) -> Call[B]:
-    """The call of a body that has been prepared and validated. arrived: time.perf_counter()."""
+def checked(state: ServerState, kind: type[B], raw: Mapping[str, Any], body: B, arrived: float, owner: str) -> Call[B]:
+    """The call of a body that has been prepared and validated. arrived: time.perf_counter(); owner: as in Call."""
     model, preset_name = state.find(body.model)
     preset: Mapping[str, Any] = {}
     if preset_name is not None:
@@ -110,7 +123,7 @@ def checked(state: ServerState, kind: type[B], raw: Mapping[str, Any], body: B, 
     check_common(body, model.runner.vocab_size)
     log_unknown(raw, _known(kind), state.logged_names)
     vote = None if body.voting is None else read_vote(body.voting, state.limits.max_k)
-    return Call(state, body, model, raw, preset, arrived, vote)
+    return Call(state, body, model, raw, preset, arrived, vote, owner)
 
 
 def expand_xargs(raw: dict[str, Any]) -> dict[str, Any]:
@@ -182,6 +195,7 @@ def make_plan(
     traced = bool(body.return_sampler_trace)
     if traced and Capability.SAMPLER_TRACE not in runner.capabilities:
         raise unavailable("return_sampler_trace", f"on runner '{runner.name}' traces are")
+    speculation = _speculation(call, chain, max_tokens)
     identity = f"{prefix}{secrets.token_hex(14)}"
     # top alternatives that have to be known, whoever reads them
     tops = [k for k in (logprobs, vote.top if vote is not None else None) if k is not None]
@@ -216,6 +230,8 @@ def make_plan(
                 priority=body.priority or 0,
                 cache_salt=body.cache_salt or "",
                 delivery_interval_s=0.0 if awaited else WHOLE_ANSWER_INTERVAL_S,
+                speculation=speculation if isinstance(speculation, SpecRequest) else None,
+                tenant=call.tenant,
             )
         )
     if traced:
@@ -234,6 +250,8 @@ def make_plan(
     if vote is not None:
         flags = flags_of(vote, body, chain)
         election = Election(vote, problems, call.state, model, flags, whole=options.interval is None)
+    if isinstance(speculation, Plain) and speculation.fallback_reason is not None:
+        call.state.metrics.spec_fallbacks.labels(speculation.fallback_reason).inc()
     stream_options = body.stream_options
     return Plan(
         id=identity,
@@ -245,6 +263,7 @@ def make_plan(
         prompts=tuple(prompts),
         chain=chain,
         sampler_report=chain.report(fields_below(call.preset, model.generation_defaults)),
+        speculation=speculation,
         seed=seed,
         n=n,
         stream=bool(body.stream),
@@ -253,6 +272,17 @@ def make_plan(
         include_usage=bool(stream_options and stream_options.include_usage),
         continuous_usage=bool(stream_options and stream_options.continuous_usage_stats),
     )
+
+
+def _speculation(call: Call[Any], chain: Chain, max_tokens: int | None) -> SpecRequest | Plain:
+    """How the choices are drafted for, checked even where there is nothing to generate. Raises SamplerError."""
+    body, runner = call.body, call.model.runner
+    standing = SpecFacts(
+        getattr(runner, "offer", SpecOffer()), call.tenant is not None, call.state.limits.require_lossless
+    )
+    excluded = "return_sampler_trace" if body.return_sampler_trace else ""
+    found = read_speculation(body.spec_decode, standing, chain, seeded=body.seed is not None, excluded=excluded)
+    return Plain() if max_tokens == 0 else found
 
 
 def _may_end(vote: VoteRequest) -> bool:

@@ -5,6 +5,7 @@ Precedence: request field > preset > a method's own default > the model's genera
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
@@ -20,14 +21,19 @@ from server.schema.chat import ChatBody
 from server.schema.common import CHECKED_SAMPLING, PASSED_SAMPLING, GenerationBody
 from server.schema.completions import CompletionBody
 from server.schema.parse import validate
-from server.state import Limits
+from server.speculation import read_speculation
+from server.state import Limits, ServedModel, ServerState
 from server.text.codec import TextCodec
 from server.votes.request import read_vote
+from spec_decode.facts import SpecFacts, SpecOffer
 
+log = logging.getLogger(__name__)
 NOT_PRESETTABLE = {
     "model", "stream", "stream_options", "request_id", "rid", "user", "vllm_xargs", "cache_salt",
     "return_sampler_trace",
 }  # fmt: skip
+NO_SPECULATION = SpecFacts()
+Presets = Mapping[str, Mapping[str, Any]]  # name -> request fields
 GENERATION_CONFIG = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
 
@@ -35,15 +41,44 @@ class PresetError(ValueError):
     """A preset would fail every request that names it; the message says which one and why."""
 
 
+def usable_presets(model: ServedModel, state: ServerState, presets: Presets) -> dict[str, Mapping[str, Any]]:
+    """Those that some request to this model could use."""
+    usable = {}
+    for name, fields in presets.items():
+        try:
+            check_presets_of(model, state, {name: fields})
+        except PresetError as error:
+            log.info("%s is served without %s", model.id, error)
+        else:
+            usable[name] = fields
+    return usable
+
+
+def check_presets_of(model: ServedModel, state: ServerState, presets: Presets) -> None:
+    """`check_presets` with all that is known about a model and its server."""
+    runner, limits = model.runner, state.limits
+    offer = getattr(runner, "offer", SpecOffer())
+    check_presets(
+        presets,
+        model.tokenizer,
+        runner.vocab_size,
+        runner.max_model_len,
+        runner.facts,
+        limits.max_k,
+        SpecFacts(offer, limits.past_outputs and bool(state.api_keys), limits.require_lossless),
+    )
+
+
 def check_presets(
-    presets: Mapping[str, Mapping[str, Any]],
+    presets: Presets,
     codec: TextCodec,
     vocab_size: int,
     max_model_len: int,
     facts: ModelFacts = NO_FACTS,
     max_k: int = Limits.max_k,
+    speculation: SpecFacts = NO_SPECULATION,
 ) -> None:
-    """Refuse at start what no request could use. Raises PresetError."""
+    """Refuse at start what no request could use. speculation: before requests' own fields. Raises PresetError."""
     names = set(GenerationBody.model_fields) - NOT_PRESETTABLE | set(PASSED_SAMPLING)
     for name, fields in presets.items():
         where = f"preset '{name}'"
@@ -63,6 +98,7 @@ def check_presets(
                 raise bad_request(f"'max_tokens' must be below the context of {max_model_len}")
             chain = resolve_sampling(sampling_fields(body, {}, fields, {}, codec), vocab_size, facts, ())
             _check_program(chain, body, max_model_len, facts)
+            read_speculation(body.spec_decode, speculation, chain, seeded=body.seed is not None)
         except (ApiError, SamplerError) as error:
             raise PresetError(f"{where}: {error}") from error
 

@@ -154,6 +154,7 @@ def _question(
         logprob_token_ids=tuple(sorted({*tokens, *request.logprob_token_ids})),
         trace=None,
         delivery_interval_s=0.0,
+        speculation=None,
     )
 
 

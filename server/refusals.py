@@ -46,7 +46,7 @@ _NO_EFFECT_ANYWHERE = {"parallel_tool_calls", "include_reasoning", "separate_rea
 _CHAT = ChatBody.model_fields.keys() - _NO_EFFECT_ANYWHERE
 _COMPLETION = set(CompletionBody.model_fields)
 _VOTES = {"code", "samples_data"}
-_ALL = {*_CHAT, *_COMPLETION, *_VOTES, *PASSED_SAMPLING, *HANDLED}
+_ALL = {*_CHAT, *_COMPLETION, *_VOTES, *PASSED_SAMPLING, *HANDLED} - {"store"}  # what generates nothing adds nothing
 # names and whose they are
 _FOREIGN: Mapping[type[Body], Sequence[tuple[set[str], str]]] = {
     ChatBody: ((_COMPLETION - _CHAT, "/v1/completions"), (_VOTES, "/v1/votes")),
@@ -96,15 +96,6 @@ def check_common(body: GenerationBody, vocab_size: int) -> None:
                 raise unavailable("response_format", "structured output is")
             case _:
                 refuse("'response_format.type' must be text, json_object or json_schema", "response_format.type")
-    match body.spec_decode:
-        case None | False | "auto":
-            pass
-        case True:
-            refuse("'spec_decode' must be false, \"auto\" or an object", "spec_decode")
-        case dict():
-            raise unavailable("spec_decode", "the model has no draft: speculative decoding is")
-        case _:
-            refuse("'spec_decode' must be false, \"auto\" or an object", "spec_decode")
     if body.stream_options is not None and not body.stream:
         refuse("'stream_options' is only allowed when 'stream' is true", "stream_options")
     if body.prompt_logprobs is not None and body.stream:

@@ -70,7 +70,7 @@ class ServedModel:
 
 @dataclass(frozen=True)
 class Limits:
-    """What one request may cost."""
+    """What one request may cost and do."""
 
     body_bytes: int = 16 * 2**20
     choices_per_request: int = 4096  # prompts times n (or best_of)
@@ -79,6 +79,8 @@ class Limits:
     max_k: int = 512  # samples of one vote
     prompts_in_flight: int = 32  # of one request; the others wait in the server
     allow_chat_template: bool = False
+    past_outputs: bool = False  # drafts may come from earlier outputs of the same key
+    require_lossless: bool = False  # no verifier may change the law of the output
 
 
 @dataclass

@@ -13,6 +13,8 @@ from server.answers.trace import CANDIDATES
 from server.choice import ChoiceEvent, End
 from server.generate import NO_TOKENS, Step, Tokens, Vote
 from server.plan import Plan
+from server.speculation import report as speculation_report
+from spec_decode.statistics import SpecStatistics
 
 
 @dataclass
@@ -28,12 +30,15 @@ class Folded:
     absent: int = 0  # choices that programs did not find
     programs: dict[int, Mapping[str, Any]] = field(default_factory=dict)  # what programs say, by prompt
     votes: dict[int, Vote] = field(default_factory=dict)  # elections, by prompt
+    speculation: SpecStatistics = field(default_factory=SpecStatistics)  # of all choices, shown or not
     told: bool = False  # a chunk has the report
 
     def note(self, step: Step) -> None:
-        """What concerns prompts: scores, cache hits, programs, elections."""
+        """What concerns prompts: scores, cache hits, programs, elections, speculation."""
         self.absent += step.absent
         self._spend(step.spent)
+        if step.speculation is not None:
+            self.speculation.absorb(step.speculation)
         if step.vote is not None:
             self.votes[step.prompt] = step.vote
         if step.report is not None:
@@ -91,7 +96,7 @@ class Folded:
         return {
             "sampler": self.plan.sampler_report,
             **order,
-            "spec_decode": False,
+            "spec_decode": speculation_report(self.plan.speculation, self.speculation),
             "voting": self._voting(),
             "experiment": None,
             "seed": self.plan.seed,

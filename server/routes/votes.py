@@ -94,7 +94,7 @@ async def hold(request: Request) -> Response:
     if isinstance(body, SamplesVoteBody):
         work = _over_given(identity, state, raw, body)
     else:
-        work = _over_drawn(identity, state, raw, body, arrived)
+        work = _over_drawn(identity, state, raw, body, arrived, _owner(request))
     vote = await while_connected(request.receive, _stored(request, identity, work))
     return await _shown(vote)
 
@@ -143,14 +143,15 @@ async def _over_drawn(
     raw: Mapping[str, Any],
     body: ChatVoteBody | CompletionVoteBody,
     arrived: float,
+    owner: str,
 ) -> Found:
     answer: ChatAnswer | CompletionAnswer
     if isinstance(body, ChatVoteBody):
-        chat = checked(state, ChatVoteBody, raw, body, arrived)
+        chat = checked(state, ChatVoteBody, raw, body, arrived, owner)
         _check(body, chat.vote, state)
         answer = await chat_answer(chat)
     else:
-        completion = checked(state, CompletionVoteBody, raw, body, arrived)
+        completion = checked(state, CompletionVoteBody, raw, body, arrived, owner)
         _check(body, completion.vote, state)
         answer = await completion_answer(completion)
     folded = await fold(answer.plan, run(answer.plan.job, state.metrics))

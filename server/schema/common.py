@@ -44,7 +44,7 @@ PASSED_SAMPLING = (
 
 # no effect on what is generated, and nothing to log
 INERT = (
-    "metadata", "store", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention",
+    "metadata", "service_tier", "safety_identifier", "prompt_cache_key", "prompt_cache_retention",
     "verbosity", "prediction", "moderation",
 )  # fmt: skip
 
@@ -77,6 +77,7 @@ class GenerationBody(Body):
     stream_options: StreamOptions | None = None
     response_format: ResponseFormat | None = None
     user: Text | None = None
+    store: Flag | None = None
 
     # sampling and output control under the names of other servers
     top_k: Annotated[int, Field(ge=-1), WHOLE] | None = None

@@ -115,7 +115,7 @@ class Ballot:
                 spent = Tokens(0, sum(len(event.token_ids) for event in step.events))
                 done = self._take(step.events)
                 if self.box.closed:
-                    yield Step(self._prompt, spent=spent)
+                    yield Step(self._prompt, spent=spent, speculation=step.speculation)
                     continue
                 self._expected -= step.absent
                 opening = [] if self._begun or not step.events else [ChoiceEvent(self._prompt)]

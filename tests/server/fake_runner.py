@@ -1,7 +1,8 @@
 """A runner without a model: a hash of the last tokens gives each next-token distribution.
 
 Honours what the torch runner honours - seeds, masks, bias, temperature, stop ids, min_tokens, logprobs, aborts - so
-that laws of the interface can be tested against it, and misbehaves on demand.
+that laws of the interface can be tested against it, and misbehaves on demand. Where it may speculate, each output of a
+choice counts as a step whose tokens but the last were drafts.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import AsyncIterator, Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Any
 
@@ -18,7 +19,12 @@ import numpy as np
 from engine.request import DecodeRequest, Delta, Finish, FinishReason, Output, TokenScore
 from engine.runners.base import Capability, EngineFailed, Health, Overloaded, Stats, TooLarge
 from samplers.model_facts import NO_FACTS, ModelFacts
+from spec_decode.acceptance import Verified
+from spec_decode.drafters import PromptLookup, Suffix
+from spec_decode.facts import SpecOffer
+from spec_decode.statistics import SpecStatistics
 
+OFFER = SpecOffer((Suffix(), PromptLookup()))
 CONTEXT = 2  # tokens a distribution depends on
 
 
@@ -49,6 +55,8 @@ class FakeRunner:
         self.vocab_size = vocab_size
         self.facts = facts
         self.max_model_len = max_model_len
+        self.offer = OFFER
+        self.speculation: dict[tuple[str, str], SpecStatistics] = {}
         self._ending = ending
         self.behaviour = Behaviour()
         self.live: dict[str, set[int | None]] = {}  # request -> aborted choices; None: all of them
@@ -60,6 +68,8 @@ class FakeRunner:
         self.behaviour = Behaviour()
         self.aborted.clear()
         self.requests.clear()
+        self.speculation.clear()
+        self.offer = OFFER
 
     def abort(self, request_id: str, choice: int | None = None) -> None:
         self.aborted.append((request_id, choice))
@@ -76,6 +86,7 @@ class FakeRunner:
             kv_pages_in_use=len(self.live),
             generated_tokens=self.generated,
             step_seconds={"forward": 0.5, "sample": 0.25},
+            speculation=self.speculation,
         )
 
     async def close(self, grace_s: float = 30.0) -> None:
@@ -111,7 +122,9 @@ class FakeRunner:
                 output = Output(prompt_scores=scores if step == 0 else None)
                 for j in list(writers):
                     if not aborted.isdisjoint((j, None)):
-                        output.deltas[j] = Delta(j, finish=Finish(FinishReason.ABORT))
+                        output.deltas[j] = Delta(
+                            j, finish=Finish(FinishReason.ABORT, speculation=writers[j].statistics)
+                        )
                     else:
                         output.deltas[j] = writers[j].write(how.burst)
                     if output.deltas[j].finish is not None:
@@ -166,6 +179,7 @@ class _Writer:
         for item in request.chain.stages:
             self._values |= item.values
         self._watch = None if request.watch is None else request.watch()
+        self.statistics = None if request.speculation is None else SpecStatistics()
 
     def write(self, count: int) -> Delta:
         """Up to `count` more tokens."""
@@ -192,7 +206,23 @@ class _Writer:
                 delta.finish = Finish(FinishReason.LENGTH, details={"ended_early": self._watch.reason})
             if delta.finish is not None:
                 break
+        if self.statistics is not None:
+            self._book(self.statistics, count, len(delta.token_ids))
+            if delta.finish is not None:
+                delta.finish = replace(delta.finish, speculation=self.statistics)
         return delta
+
+    def _book(self, done: SpecStatistics, most: int, emitted: int) -> None:
+        request = self._request
+        assert request.speculation is not None
+        form, path = tuple(range(-1, most - 2)), tuple(range(emitted - 1))
+        step = SpecStatistics()
+        step.add(Verified(form, path), emitted)
+        total = self._runner.speculation.setdefault(
+            (request.speculation.draft, request.speculation.verifier), SpecStatistics()
+        )
+        for one in (done, total):
+            one.absorb(step)
 
     def _draw(self, row: np.ndarray) -> tuple[int, np.ndarray]:
         """The next token and the distribution it came from."""
