@@ -25,6 +25,12 @@ from server.refusals import HANDLED
 from server.schema.chat import ChatBody
 from server.schema.completions import CompletionBody
 from server.text.codec import TextCodec
+from spec_decode.contract import VERIFIERS
+from spec_decode.drafters import PromptLookup, Suffix
+from spec_decode.facts import SpecFacts, SpecOffer
+from spec_decode.read import read_spec
+from spec_decode.request import SpecRequest, TreeShape
+from spec_decode.statistics import SpecStatistics
 
 ROOT = Path(__file__).parent.parent
 DOCUMENTS = sorted([ROOT / "README.md", *(ROOT / "docs").glob("*.md")])
@@ -210,6 +216,17 @@ def test_refused_and_extra_fields_are_documented() -> None:
         "logprobs", "top_logprobs",
     }  # fmt: skip
     assert (ChatBody.model_fields.keys() | CompletionBody.model_fields.keys()) - openai <= spans
+
+
+def test_speculation_is_documented() -> None:
+    spans = code_spans(read("docs/speculation.md"))
+    offer = SpecOffer((Suffix(), PromptLookup()))
+    found = read_spec({"stats": "detailed"}, SpecFacts(offer))
+    assert isinstance(found, SpecRequest)
+    results = SpecStatistics().report("detailed").keys() | {"lossy", "seed_stable", "fallback_reason"}
+    keys = {*found.report(), *TreeShape.__dataclass_fields__, *results}
+    options = {param.name for source in offer.sources for param in source.params}
+    assert keys | options | {verifier.name for verifier in VERIFIERS} <= spans
 
 
 def test_metrics_are_documented() -> None:
