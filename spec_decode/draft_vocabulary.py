@@ -31,10 +31,10 @@ class DraftVocabulary:
         """Token ids of columns of draft rows; any shape, int64."""
         return self._on(chosen)[chosen]
 
-    def spread(self, q: Tensor) -> Tensor:
-        """Draft rows [R, S] as rows [R, V], 0 at all other tokens."""
-        whole = q.new_zeros(len(q), self.vocabulary)
-        whole[:, self._on(q)] = q
+    def spread(self, rows: Tensor, other: float = 0.0) -> Tensor:
+        """Draft rows [R, S] as rows [R, V] with one value at all other tokens: 0 is right for probabilities."""
+        whole = rows.new_full((len(rows), self.vocabulary), other)
+        whole[:, self._on(rows)] = rows
         return whole
 
     def with_tokens(self, tokens: Collection[int]) -> DraftVocabulary:

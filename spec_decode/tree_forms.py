@@ -59,6 +59,15 @@ def ranks(form: Form) -> tuple[int, ...]:
     return tuple(result)
 
 
+@lru_cache(_KNOWN)
+def children(form: Form) -> tuple[tuple[int, ...], ...]:
+    """[N + 1] of the root, then of every node."""
+    below: list[list[int]] = [[] for _ in range(len(form) + 1)]
+    for node, parent in enumerate(form):
+        below[parent + 1].append(node)
+    return tuple(map(tuple, below))
+
+
 def part(form: Sequence[int], nodes: Collection[int]) -> Form:
     """The form of these nodes alone, which hold the parents of all of them."""
     kept = sorted(nodes)
