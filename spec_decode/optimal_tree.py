@@ -53,7 +53,9 @@ class _Table:
             assert below is not None
             for n in range(2, most + 1):
                 sizes = np.arange(1, n)
-                values = self.with_children[b - 1, n - sizes] + acceptance[b - 1] * below.best[sizes]
+                worth = below.best[sizes]  # -inf stays so, whatever it is multiplied with
+                worth = np.multiply(acceptance[b - 1], worth, out=worth.copy(), where=np.isfinite(worth))
+                values = self.with_children[b - 1, n - sizes] + worth
                 at = int(values.argmax())
                 self.with_children[b, n], self.last[b, n] = values[at], sizes[at]
         self.best: NDArray[np.float64] = self.with_children.max(0)  # F, [n]

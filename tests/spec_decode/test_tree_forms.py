@@ -78,3 +78,8 @@ def test_free_drafts_fill_the_tree_and_dear_ones_leave_it_empty() -> None:
     )  # the larger trees are below the first
     assert optimal_tree([0.6, 0.2], 10, 4, lambda nodes, depth: 1.0 + nodes).form == ()
     assert optimal_tree([0.9], 10, 4, lambda nodes, depth: 1.0).form == chain(4)
+
+
+def test_a_sibling_that_is_never_accepted_is_worth_nothing() -> None:
+    best = optimal_tree([0.6, 0.0], 6, 6, lambda nodes, depth: 1.0)
+    assert best.form == chain(6) and np.isfinite(best.expected)
