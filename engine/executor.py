@@ -18,7 +18,11 @@ from engine.scheduler import Work
 from engine.sequence import Sequence
 from samplers.model_facts import ModelFacts
 from samplers.programs.rows import Rows
+from samplers.rng import Noise
 from samplers.trace import TokenTrace
+from spec_decode.acceptance import Verified
+from spec_decode.contract import LoadedSource
+from spec_decode.cost_model import Latency
 
 
 class OutOfDeviceMemory(Exception):
@@ -35,14 +39,15 @@ class Failure:
 
 @dataclass(slots=True)
 class Drawn:
-    """What one sequence drew in this step."""
+    """What one sequence drew in this step: one token, or accepted drafts and the token behind them."""
 
     sequence: Sequence
-    token: int
-    logprob: float  # raw model distribution
-    score: TokenScore | None = None
+    tokens: list[int]
+    logprobs: list[float]  # raw model distribution, one per token
+    scores: list[TokenScore] = field(default_factory=list)  # one per token where they are asked for
     trace: TokenTrace | None = None
-    failure: Failure | None = None
+    failure: Failure | None = None  # nothing could be drawn behind the tokens
+    verified: Verified | None = None  # what became of the work's draft; the KV of accepted nodes is in place
 
 
 @dataclass(slots=True)
@@ -66,12 +71,23 @@ class StepResult:
     seconds: dict[str, float] = field(default_factory=dict)  # by part: build, forward, sample
 
 
+@dataclass(frozen=True)
+class Drafting:
+    """What speculation has to work with."""
+
+    sources: Many[LoadedSource] = ()  # the preferred ones first
+    verify: Mapping[int, Latency] = field(default_factory=dict)  # context -> seconds of a step by its rows
+    forgetful: frozenset[str] = frozenset()  # stages and draws that remember nothing of the tokens
+    max_depth: int = 0  # of any draft
+
+
 class Executor(Protocol):
     """Owns the model, the KV memory behind `pages` and the sampler state of every slot."""
 
     pages: Pages
     facts: ModelFacts
     vocab_size: int
+    drafting: Drafting
 
     def admit(self, sequence: Sequence) -> None:
         """Write a sequence's sampling parameters into its slot. Raises if they cannot be used."""
@@ -91,6 +107,10 @@ class Executor(Protocol):
         Raises OutOfDeviceMemory, or whatever the forward pass raises. No sampler state has changed then, but the
         keys and values of these works' sequences are lost.
         """
+        ...
+
+    def noise(self, sequences: Many[Sequence]) -> Noise:
+        """The random numbers of these sequences at the positions they draw for next."""
         ...
 
     def gather(self, request: DecodeRequest, rows: list[Row]) -> Rows:

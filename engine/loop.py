@@ -22,6 +22,7 @@ from engine.request import DecodeRequest, Finish, FinishReason
 from engine.runners.base import EngineFailed, Overloaded, Stats
 from engine.scheduler import Scheduler, Work
 from engine.sequence import ActiveRequest, Sequence, activate
+from engine.speculation import Speculation
 from samplers.failures import CONSTRAINT_UNSATISFIABLE
 
 log = logging.getLogger(__name__)
@@ -76,6 +77,7 @@ class EngineLoop:
         self._failures = 0
         self._outbox = Outbox()
         self._programs = Programs(executor, scheduler, self._outbox, self._release, self._end)
+        self._speculation = Speculation(executor, scheduler)
         self._refresh_stats()
 
     # --- any thread -------------------------------------------------------------------------------------------
@@ -167,6 +169,8 @@ class EngineLoop:
             return
         planned = time.perf_counter()
         try:
+            self._speculation.draft(works)
+            drafted = time.perf_counter()
             result = self._executor.execute(works)
         except OutOfDeviceMemory as error:
             self._step_too_large(works, error)
@@ -176,8 +180,10 @@ class EngineLoop:
             return
         self._failures = 0
         executed = time.perf_counter()
+        self._speculation.measured(works, executed - drafted)
         self._commit(works, result)
         self._count("schedule", planned - began)
+        self._count("draft", drafted - planned)
         for part, seconds in result.seconds.items():
             self._count(part, seconds)
         self._counters.steps += 1
@@ -208,14 +214,9 @@ class EngineLoop:
 
     def _commit(self, works: list[Work], result: StepResult) -> None:
         """Book what a finished step computed and drew."""
-        pages = self._scheduler.pages
         for work in works:
             sequence = work.sequence
-            assert sequence.branch is not None
-            whole = sequence.computed // pages.page_size
-            sequence.computed += work.count
-            if sequence.computed // pages.page_size > whole:
-                pages.register(sequence.branch, sequence.tokens[: min(sequence.computed, sequence.shareable)])
+            self._computed(sequence, work.count)
             if sequence.active.family is not None:
                 sequence.active.family.computed += max(0, min(work.count, sequence.computed - sequence.prompt_length))
             self._scheduler.fork_followers(work)
@@ -233,6 +234,15 @@ class EngineLoop:
         for work in works:
             if work.sequence.active.request.max_tokens == 0 and work.sequence.needed == 0:
                 self._scored(work.sequence)
+
+    def _computed(self, sequence: Sequence, count: int) -> None:
+        """The KV of so many more of its tokens is cached."""
+        pages = self._scheduler.pages
+        assert sequence.branch is not None
+        whole = sequence.computed // pages.page_size
+        sequence.computed += count
+        if sequence.computed // pages.page_size > whole:
+            pages.register(sequence.branch, sequence.tokens[: min(sequence.computed, sequence.shareable)])
 
     def _distrust(self, failed: list[Sequence]) -> None:
         """Where failed sequences had NaN cached, nobody may find it, and whoever shares it computes it again."""
@@ -253,25 +263,38 @@ class EngineLoop:
         sequence = one.sequence
         request = sequence.active.request
         delta = self._outbox.delta(sequence.active, sequence.choice)
-        if one.failure is not None:
-            self._finish(sequence, Finish(FinishReason.ERROR, None, one.failure.code, one.failure.message))
-            return
-        sequence.tokens.append(one.token)
-        delta.token_ids.append(one.token)
-        delta.logprobs.append(one.logprob)
-        if one.score is not None:
-            delta.scores.append(one.score)
-        if request.trace is not None:
+        count, finish = self._kept(one)
+        emitted = one.tokens[:count]
+        sequence.tokens += emitted
+        delta.token_ids += emitted
+        delta.logprobs += one.logprobs[:count]
+        delta.scores += one.scores[:count]
+        if request.trace is not None and emitted:
             delta.traces.append(one.trace)
-        self._counters.generated_tokens += 1
-        count = sequence.position
-        ends = one.token in request.eos_token_ids or one.token in request.stop_token_ids
-        if ends and count > request.min_tokens:
-            self._finish(sequence, Finish(FinishReason.STOP, one.token))
-        elif count >= request.max_tokens:
-            self._finish(sequence, Finish(FinishReason.LENGTH))
-        elif sequence.watch is not None and one.score is not None and sequence.watch.feed(one.score):
-            self._finish(sequence, Finish(FinishReason.LENGTH, details={"ended_early": sequence.watch.reason}))
+        self._counters.generated_tokens += count
+        self._speculation.learn(one, emitted)
+        if one.verified is not None:
+            self._computed(sequence, min(len(one.verified.path), count))
+        if finish is not None:
+            self._finish(sequence, finish)
+
+    def _kept(self, one: Drawn) -> tuple[int, Finish | None]:
+        """How many of the drawn tokens belong to the output, and how it ends with the last of them, if it does."""
+        sequence, request = one.sequence, one.sequence.active.request
+        scores = one.scores or [None] * len(one.tokens)
+        for count, (token, score) in enumerate(zip(one.tokens, scores, strict=True), 1):
+            length = sequence.position + count
+            ends = token in request.eos_token_ids or token in request.stop_token_ids
+            if ends and length > request.min_tokens:
+                return count, Finish(FinishReason.STOP, token)
+            if length >= request.max_tokens:
+                return count, Finish(FinishReason.LENGTH)
+            if sequence.watch is not None and score is not None and sequence.watch.feed(score):
+                return count, Finish(FinishReason.LENGTH, details={"ended_early": sequence.watch.reason})
+        if one.failure is not None:
+            finish = Finish(FinishReason.ERROR, None, one.failure.code, one.failure.message)
+            return len(one.tokens), finish
+        return len(one.tokens), None
 
     def _scored(self, sequence: Sequence) -> None:
         active = sequence.active
@@ -319,6 +342,7 @@ class EngineLoop:
     def _finish(self, sequence: Sequence, finish: Finish) -> None:
         if sequence.slot is not None and sequence.admitted and (told := self._executor.tell(sequence.slot)):
             finish = dataclasses.replace(finish, details={**finish.details, **told})
+        finish = dataclasses.replace(finish, speculation=self._speculation.statistics(sequence))
         sequence.finish = finish
         self._outbox.delta(sequence.active, sequence.choice).finish = finish
         self._release(sequence)
@@ -331,6 +355,7 @@ class EngineLoop:
 
     def _release(self, sequence: Sequence) -> None:
         slot = sequence.slot
+        self._speculation.free(sequence)
         self._scheduler.finish(sequence)
         if slot is not None and sequence.admitted:
             self._executor.free(slot)
@@ -367,4 +392,5 @@ class EngineLoop:
             preemptions=scheduler.preemptions,
             steps=counters.steps,
             step_seconds=dict(counters.seconds),
+            speculation=self._speculation.totals(),
         )

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from engine.pages import OutOfPages, Pages
 from engine.sequence import ActiveRequest, Sequence
+from spec_decode.contract import DraftTree
 
 USUAL_WEIGHT = 1 / 32  # of the latest answer in the mean length of answers
 
@@ -23,6 +24,12 @@ class Work:
     sequence: Sequence
     count: int  # tokens computed: [sequence.computed, sequence.computed + count)
     draws: list[Sequence] = field(default_factory=list)  # who samples from the last row; empty inside a prompt
+    draft: DraftTree | None = None  # of the one who draws: computed behind the last row, in slots that are reserved
+
+    @property
+    def rows(self) -> int:
+        """That the step computes for it."""
+        return self.count + (0 if self.draft is None else len(self.draft.tokens))
 
     @property
     def context(self) -> int:
@@ -149,7 +156,7 @@ class Scheduler:
 
         False, and nothing changes, if it was no larger than one token for every slot.
         """
-        rows = sum(work.count for work in works)
+        rows = sum(work.rows for work in works)
         if rows <= self.max_seqs:
             return False
         self.max_batch_tokens = max(self.max_seqs, rows // 2)

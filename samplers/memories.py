@@ -7,8 +7,9 @@ their requests, and everything else goes on.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ import torch
 from torch import Tensor
 
 from samplers.contract import Admission, State, Telling
+from samplers.stage import FixedState
 
 log = logging.getLogger(__name__)
 Slots = npt.NDArray[np.int64]
@@ -29,6 +31,17 @@ class Memory:
         self.name, self.state = name, state
         self.uses = np.zeros(slots, bool)
         self.users = 0
+        kind = type(state)
+        # it is written at admission and depends on no token
+        self.fixed = kind.accept is FixedState.accept and kind.snapshot is FixedState.snapshot
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What undoes later accepts of one slot."""
+
+    states: Mapping[int, Any]  # by identity of the state
+    broken: str | None  # the sampler that had lost its state already
 
 
 class Memories:
@@ -79,16 +92,24 @@ class Memories:
                 with self._contained(memory, slots[used]):
                     memory.state.accept(device_slots[chosen], tokens[chosen])
 
-    def snapshot(self, slot: int) -> dict[int, Any]:
+    def remembers(self, slot: int) -> bool:
+        """Whether some state of the slot depends on its tokens."""
+        return any(memory.uses[slot] and not memory.fixed for memory in self._all.values())
+
+    def snapshot(self, slot: int) -> Snapshot:
         saved: dict[int, Any] = {}
         for key, memory in self._all.items():
             if memory.uses[slot]:
                 with self._contained(memory, [slot]):
                     saved[key] = memory.state.snapshot(slot)
-        return saved
+        return Snapshot(saved, self.broken.get(slot))
 
-    def restore(self, slot: int, snapshot: dict[int, Any]) -> None:
-        for key, saved in snapshot.items():
+    def restore(self, slot: int, snapshot: Snapshot) -> None:
+        """As often as needed. What a state failed at since is undone as well."""
+        self.broken.pop(slot, None)
+        if snapshot.broken is not None:
+            self.broken[slot] = snapshot.broken
+        for key, saved in snapshot.states.items():
             with self._contained(self._all[key], [slot]):
                 self._all[key].state.restore(slot, saved)
 

@@ -18,7 +18,7 @@ from samplers.argmax import peaks
 from samplers.chain import Chain, Item
 from samplers.contract import Admission, Rows, Shape
 from samplers.failures import Failures, emptied, failed, guarded, rows_of, tokens_of
-from samplers.memories import Memories, Slots
+from samplers.memories import Memories, Slots, Snapshot
 from samplers.model_facts import NO_FACTS, ModelFacts
 from samplers.recorder import Recorder
 from samplers.registry import DRAWS, STAGES
@@ -35,6 +35,7 @@ class SamplerStack:
     """Per-slot chains and their batched execution."""
 
     def __init__(self, slots: int, vocab: int, device: torch.device, model: ModelFacts = NO_FACTS) -> None:
+        self.device = device
         self._vocab = vocab
         shape = Shape(slots, vocab, device, model)
         self._memories = Memories(slots)
@@ -135,16 +136,37 @@ class SamplerStack:
         self._memories.accept(slots, tokens)
         return self._broken_rows(slots)
 
-    def snapshot(self, slot: int) -> dict[int, Any]:
+    def snapshot(self, slot: int) -> Snapshot:
         """What `restore` needs to undo later accepts."""
         return self._memories.snapshot(slot)
 
-    def restore(self, slot: int, snapshot: dict[int, Any]) -> None:
+    def restore(self, slot: int, snapshot: Snapshot) -> None:
         self._memories.restore(slot, snapshot)
 
     def tell(self, slot: int) -> dict[str, Any]:
         """What the samplers of a slot say about the choice that ends there."""
         return self._memories.tell(slot)
+
+    @property
+    def forgetful(self) -> frozenset[str]:
+        """Names of the stages and draws that remember nothing of the tokens."""
+        stages = (name for name, one in self._stages.items() if one.memory is None or one.memory.fixed)
+        draws = (one.draw.name for one in self._draws if one.memory is None or one.memory.fixed)
+        return frozenset((*stages, *draws))
+
+    def remembers(self, slot: int) -> bool:
+        """Whether rows of this slot depend on tokens that it has accepted."""
+        return self._memories.remembers(slot)
+
+    def noise(self, slots: Slots, positions: Slots) -> Noise:
+        """Random numbers of these slots' streams. slots, positions: [R]."""
+        return Noise(self._keys[slots], self._choices[slots], positions)
+
+    def law(self, logits: Tensor, slots: Slots, positions: Slots) -> tuple[Tensor, Failures]:
+        """Shaped rows [R, V], and why nothing can be drawn from some of them. As `shape`."""
+        processed, failures = self.shape(logits, slots, positions)
+        self._note_empty(logits, processed, failures)
+        return processed, failures
 
     def shape(
         self, logits: Tensor, slots: Slots, positions: Slots, recorder: Recorder | None = None
@@ -189,11 +211,7 @@ class SamplerStack:
         recorder: Recorder | None,
     ) -> Tensor:
         """One token of each processed row; adds to `failures` the rows that have none."""
-        best, highest = peaks(processed)
-        finite = highest.abs() < torch.inf
-        if not bool(finite.all()):
-            for row in torch.nonzero(~finite).flatten().tolist():
-                failures.setdefault(row, emptied(highest[row].item(), logits[row]))
+        best = self._note_empty(logits, processed, failures)
         draws = self._draw_of[slots]
         if not draws.any():
             return best
@@ -205,6 +223,16 @@ class SamplerStack:
                 index = int(draw) - 1
                 tokens = self._pick(index, logits, processed, tokens, rows, slots, positions, failures, recorder)
         return tokens
+
+    @staticmethod
+    def _note_empty(logits: Tensor, processed: Tensor, failures: Failures) -> Tensor:
+        """Add to `failures` the rows from which nothing can be drawn; [R] the most probable token of each row."""
+        best, highest = peaks(processed)
+        finite = highest.abs() < torch.inf
+        if not bool(finite.all()):
+            for row in torch.nonzero(~finite).flatten().tolist():
+                failures.setdefault(row, emptied(highest[row].item(), logits[row]))
+        return best
 
     def _pick(
         self,

@@ -74,6 +74,19 @@ class DraftTree:
             depths[node] = 1 if parent < 0 else depths[parent] + 1
         return depths
 
+    @property
+    def is_chain(self) -> bool:
+        """No node has siblings."""
+        return bool((self.parents == np.arange(-1, len(self.parents) - 1)).all())
+
+    @property
+    def ancestry(self) -> npt.NDArray[np.bool_]:
+        """[N + 1, N + 1] by place + 1: whether the second place is on the way to the first, or the first itself."""
+        seen = np.eye(len(self.tokens) + 1, dtype=bool)
+        for node, parent in enumerate(self.parents):
+            seen[node + 1] |= seen[parent + 1]
+        return seen
+
     def part(self, nodes: Sequence[int]) -> DraftTree:
         """The tree of these nodes, in rising order, which hold the parents of all of them. Of drawn nodes none may be
         left out for what it is."""
@@ -140,8 +153,8 @@ class Drafter(Protocol):
         """One tree per slot, perhaps an empty one. slots: distinct; noise: of each slot's stream at its step start."""
         ...
 
-    def fork(self, parent: int, child: int) -> None:
-        """Copy a slot; both go on independently."""
+    def fork(self, parent: int, child: int, stream: Stream) -> None:
+        """Copy a slot, for a choice with this random stream; both go on independently."""
         ...
 
     def free(self, slot: int, keep: bool = False) -> None:

@@ -80,6 +80,10 @@ class Controller:
         """Of all requests."""
         return self._sources.setdefault(source, Acceptance())
 
+    def gains(self, candidate: Candidate) -> list[float]:
+        """The probability of each node to be accepted."""
+        return self._rates(candidate).gains(candidate.form, bucket(candidate.matched))
+
     def observe(self, candidate: Candidate, verified: Verified, tokens: int) -> None:
         """What became of a request in a step: of its draft, perhaps an empty one, and how many tokens it has got."""
         request = self._requests[candidate.request]
@@ -92,7 +96,7 @@ class Controller:
     def choose(self, candidates: Sequence[Candidate], load: Load) -> Choice:
         """At most one candidate per request. Predicted tokens are one per request that samples and, for each drafted
         node, the probability that it is accepted; predicted seconds those of the drafts and of all rows."""
-        nodes = _Nodes.of(candidates, [self._gains(one) for one in candidates])
+        nodes = _Nodes.of(candidates, [self.gains(one) for one in candidates])
         best = self._best(nodes, candidates, load)
         timid = {at for at, one in enumerate(candidates) if not self._asked(one).on and best.gain_of(at) < ON}
         if timid:
@@ -161,9 +165,6 @@ class Controller:
             waited = self._requests[candidate.request].tokens - self._asked(candidate).probed_at
             if candidate.form and not candidate.fixed and not nodes and waited >= PROBE_EVERY:
                 yield at
-
-    def _gains(self, candidate: Candidate) -> list[float]:
-        return self._rates(candidate).gains(candidate.form, bucket(candidate.matched))
 
     def _rates(self, candidate: Candidate) -> RequestAcceptance:
         known = self._requests[candidate.request].acceptance

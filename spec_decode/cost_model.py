@@ -12,6 +12,7 @@ import numpy.typing as npt
 Floats = npt.NDArray[np.float64]
 
 _RATE = 0.2  # of what a measurement finds wrong, this much is corrected
+_LEAST = 0.1  # of the fewest seconds at start: no call takes less
 
 
 class Latency:
@@ -21,11 +22,13 @@ class Latency:
         """sweep: rows -> seconds, at least two entries."""
         self._rows = np.array(sorted(sweep), np.float64)
         self._seconds = np.array([sweep[rows] for rows in sorted(sweep)], np.float64)
+        self._floor = float(self._seconds.min())
 
     def seconds(self, rows: npt.ArrayLike) -> Floats:
-        """Of any shape; not below 0."""
+        """Of any shape; positive, whatever noise has done to the line."""
         left, share = self._between(np.asarray(rows, np.float64))
-        return np.maximum((1 - share) * self._seconds[left] + share * self._seconds[left + 1], 0.0)
+        line = (1 - share) * self._seconds[left] + share * self._seconds[left + 1]
+        return np.maximum(line, _LEAST * self._floor)
 
     def observe(self, rows: int, seconds: float) -> None:
         """Move the line at `rows` towards a measurement, by its two ends in proportion to their share in it (the

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Protocol, Self
 
-from samplers.rng import Noise
+from samplers.rng import Noise, Stream
 from spec_decode.contract import DraftAdmission, DraftPlan, DraftTree
 
 
@@ -40,7 +40,7 @@ class PerRequest:
     def propose(self, slots: Sequence[int], plans: Sequence[DraftPlan], noise: Noise) -> list[DraftTree]:
         return [self._slots[slot].propose(plan) for slot, plan in zip(slots, plans, strict=True)]
 
-    def fork(self, parent: int, child: int) -> None:
+    def fork(self, parent: int, child: int, stream: Stream) -> None:
         self._slots[child] = self._slots[parent].copy()
 
     def free(self, slot: int, keep: bool = False) -> None:

@@ -7,7 +7,7 @@ import struct
 from collections.abc import Callable
 
 from engine.engine import Engine, QueueLimits
-from engine.executor import Drawn, Failure, OutOfDeviceMemory, StepResult
+from engine.executor import Drafting, Drawn, Failure, OutOfDeviceMemory, StepResult
 from engine.pages import Pages
 from engine.request import DecodeRequest, TokenScore
 from engine.scheduler import Scheduler, Work
@@ -46,6 +46,7 @@ class FakeExecutor:
         self.spoil_on_step: set[int] = set()  # the first sequence of these steps gets a NaN into its KV
         self.fitting = max_batch_tokens  # tokens of a step for which the device has memory
         self.steps = 0
+        self.drafting = Drafting()
 
     def admit(self, sequence: Sequence) -> None:
         assert sequence.slot not in self.slots
@@ -88,7 +89,7 @@ class FakeExecutor:
             seen = [self.memory[slot] for slot in cached]
             if None in seen:
                 failure = Failure("internal_error", "the model gave a logit that is not a number")
-                result.drawn += [Drawn(drawer, 0, float("nan"), failure=failure) for drawer in work.draws]
+                result.drawn += [Drawn(drawer, [], [], failure=failure) for drawer in work.draws]
                 self.memory[slots[-1]] = None
                 continue
             assert seen == sequence.tokens[: len(seen)]
@@ -99,7 +100,7 @@ class FakeExecutor:
                 result.prompt_scores.append((sequence, first, scores))
             for drawer in work.draws:
                 token = next_token(seen, sequence.active.request.seed, drawer.choice)
-                result.drawn.append(Drawn(drawer, token, -1.0))
+                result.drawn.append(Drawn(drawer, [token], [-1.0]))
         return result
 
     def check_integrity(self, live: list[Sequence]) -> None:

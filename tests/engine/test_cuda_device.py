@@ -206,4 +206,4 @@ def test_an_engine_is_sized_and_starts(kind: str) -> None:
         resolved = sizes(loaded, settings)
         executor = TorchExecutor(loaded, resolved)
     assert resolved.page_size == PAGE and resolved.max_batch_tokens == 512
-    assert isinstance(executor.backend, GatherAttention if kind == "gemma2" else CudaAttention)
+    assert isinstance(executor.model.backend, GatherAttention if kind == "gemma2" else CudaAttention)

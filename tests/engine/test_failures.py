@@ -128,7 +128,7 @@ async def answer(runner: TorchRunner, name: str, n: int = 1, salt: str = "") -> 
 async def test_nan_of_a_model_does_not_outlive_its_request() -> None:
     async with tiny_runner() as runner:
         right = await answer(runner, "elsewhere", salt="another cache")
-        attend, spoilt = runner.executor.backend.attend, []
+        attend, spoilt = runner.executor.model.backend.attend, []
 
         def attend_spoilt(layer: int, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
             if layer == 1 and not spoilt:
@@ -137,7 +137,7 @@ async def test_nan_of_a_model_does_not_outlive_its_request() -> None:
                 key[..., 13, :] = float("nan")
             return attend(layer, query, key, value)
 
-        runner.executor.backend.attend = attend_spoilt
+        runner.executor.model.backend.attend = attend_spoilt
         assert await answer(runner, "spoilt", n=8) == [[]] * 8
         assert await answer(runner, "later") == right
 
@@ -145,7 +145,7 @@ async def test_nan_of_a_model_does_not_outlive_its_request() -> None:
 async def test_a_model_that_runs_out_of_memory_answers_in_smaller_steps() -> None:
     async with tiny_runner() as runner:
         right = await answer(runner, "before", salt="another cache")
-        forward, failed = runner.executor.forward, []
+        forward, failed = runner.executor.model.forward, []
 
         def run_out(step: Step) -> torch.Tensor:
             if step.rows > 10:
@@ -153,7 +153,7 @@ async def test_a_model_that_runs_out_of_memory_answers_in_smaller_steps() -> Non
                 raise torch.OutOfMemoryError("injected")
             return forward(step)
 
-        runner.executor.forward = run_out
+        runner.executor.model.forward = run_out
         assert await answer(runner, "a", n=3) == right * 3
         assert failed == [30, 15] and runner.scheduler.max_batch_tokens == 8
 

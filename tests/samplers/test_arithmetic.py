@@ -357,7 +357,7 @@ def test_a_token_that_was_not_picked_consumes_nothing() -> None:
     other = (sampled.tokens + 1) % VOCABULARY
     stack.accept(np.array([0]), other)
     stack.accept(np.array([0]), other)  # nothing was picked at all
-    (left,), (kept,) = stack.snapshot(0).values(), before.values()
+    (left,), (kept,) = stack.snapshot(0).states.values(), before.states.values()
     assert left[0] == kept[0]
 
 

@@ -36,7 +36,7 @@ def teach(controller: Controller, request: int, accepted: int, rejected: int, ro
 
 
 def rate_of(controller: Controller, request: int) -> float:
-    return controller._gains(Candidate(request, "drafter", chain(1)))[0]
+    return controller.gains(Candidate(request, "drafter", chain(1)))[0]
 
 
 def simple(batch: int, depth: int = 8) -> list[Candidate]:
@@ -81,7 +81,7 @@ def test_a_batch_gets_the_best_of_all_allocations(seed: int) -> None:
         for request in range(4):
             controller.admit(request)
             teach(controller, request, int(rng.integers(0, 6)), int(rng.integers(0, 4)), 10)
-        forms = [controller._gains(one) for one in simple(4, 4)]
+        forms = [controller.gains(one) for one in simple(4, 4)]
         verify = Latency(table)
         best = brute_force(forms, draft, verify) / (4 / float(verify.seconds(4)))
         assert controller.choose(simple(4, 4), load(4)).gain == pytest.approx(best)
@@ -92,7 +92,7 @@ def test_trees_are_cut_to_their_most_probable_nodes() -> None:
     controller.admit(0)
     form = static((3, 2, 1), 15)
     [nodes] = controller.choose([Candidate(0, "drafter", form)], load(1)).nodes
-    gains = controller._gains(Candidate(0, "drafter", form))
+    gains = controller.gains(Candidate(0, "drafter", form))
     assert 3 <= len(nodes) < 15 and nodes == sorted(nodes)
     assert all(form[node] in (-1, *nodes) for node in nodes)
     assert min(gains[node] for node in nodes) >= max(gain for node, gain in enumerate(gains) if node not in nodes)

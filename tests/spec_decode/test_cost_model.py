@@ -15,7 +15,7 @@ SWEEP = {1: 1.0, 2: 1.2, 4: 1.4, 8: 3.0}
 def test_it_is_linear_between_measurements_and_beyond() -> None:
     latency = Latency(SWEEP)
     assert latency.seconds([1, 2, 3, 4, 6, 8, 10]) == pytest.approx([1.0, 1.2, 1.3, 1.4, 2.2, 3.0, 3.8])
-    assert Latency({4: 1.0, 8: 3.0}).seconds(0) == 0.0  # never less than nothing
+    assert Latency({4: 1.0, 8: 3.0}).seconds(0) == 0.1  # never next to nothing
 
 
 @settings(max_examples=100, deadline=None)

@@ -15,21 +15,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from engine.executor import Drawn, Failure, OutOfDeviceMemory, Row, StepResult
-from engine.pages import Branch, Pages
+from engine.executor import Drafting, Drawn, Failure, OutOfDeviceMemory, Row, StepResult
 from engine.request import DecodeRequest, TokenScore
-from engine.runners.torch.attention import Backend
-from engine.runners.torch.attention_cpu import CpuAttention
-from engine.runners.torch.attention_plain import PlainAttention
-from engine.runners.torch.forward import Forward
+from engine.runners.torch.costs import verify_costs
 from engine.runners.torch.loader import LoadedModel, Sizes
-from engine.runners.torch.packing import Chunk, order, pack
-from engine.runners.torch.pool import KvPool
+from engine.runners.torch.packing import Chunk, order
+from engine.runners.torch.paged_model import PagedModel
 from engine.runners.torch.scores import candidate_scores, token_logprobs, token_scores
+from engine.runners.torch.verify_drafts import Drafted, DraftJudge
 from engine.scheduler import Work
 from engine.sequence import Sequence
 from samplers.programs.rows import Rows
+from samplers.rng import Noise
 from samplers.stack import SamplerStack
+from spec_decode.acceptance import Verified
+from spec_decode.contract import LoadedSource
 
 
 class TorchExecutor:
@@ -38,16 +38,16 @@ class TorchExecutor:
     def __init__(self, loaded: LoadedModel, sizes: Sizes, attention: str = "auto", replay: bool = True) -> None:
         self.loaded = loaded
         self.facts, self.vocab_size = loaded.facts, loaded.vocab_size
-        self.pages = Pages(sizes.num_pages, sizes.page_size, contiguous=loaded.device.type == "cpu")
-        self.pool = KvPool(loaded.layers, sizes.num_pages, sizes.page_size, loaded.dtype, loaded.device)
-        self.backend = make_backend(self.pool, loaded, attention)
-        self.forward = Forward(loaded.model, self.backend)
-        if replay and attention == "auto":
-            if loaded.device.type == "cpu":
-                self.forward.use_replay(loaded.layers)
-            else:
-                self.forward.use_graphs(sizes.max_seqs, loaded.max_model_len)
+        self.model = PagedModel(loaded, sizes, attention, replay)
+        self.pages, self.pool, self.forward = self.model.pages, self.model.pool, self.model.forward
         self.stack = SamplerStack(sizes.max_seqs, loaded.vocab_size, loaded.device, loaded.facts)
+        self.drafting = Drafting()
+        self._judge = DraftJudge(self.stack)
+
+    def use_drafts(self, sources: Many[LoadedSource], max_depth: int, max_rows: int) -> None:
+        """Let requests be drafted for. Measures steps, so nothing must be cached yet."""
+        costs = verify_costs(self.model, max_rows)
+        self.drafting = Drafting(tuple(sources), costs, self.stack.forgetful, max_depth)
 
     @torch.inference_mode()
     def admit(self, sequence: Sequence) -> None:
@@ -74,6 +74,11 @@ class TorchExecutor:
     def free(self, slot: int) -> None:
         self.stack.free(slot)
 
+    def noise(self, sequences: Many[Sequence]) -> Noise:
+        """The random numbers of these sequences at the positions they draw for next."""
+        slots = np.array([sequence.slot for sequence in sequences])
+        return self.stack.noise(slots, np.array([sequence.position for sequence in sequences]))
+
     def execute(self, works: list[Work]) -> StepResult:
         """Run the step."""
         try:
@@ -85,19 +90,13 @@ class TorchExecutor:
     def _execute(self, works: list[Work]) -> StepResult:
         began = time.perf_counter()
         result = StepResult()
-        copies = self.pages.drain_copies()
-        if copies:
-            self.pool.copy_pages(copies)
         works = [works[i] for i in order([work.sequence.branch for work in works])]
-        scored, rows, drawers = self._wanted_rows(works)
-        chunks = [
-            Chunk(work.sequence.branch, work.context, ids) for work, ids in zip(works, self._inputs(works), strict=True)
-        ]
-        step = pack(self.pages, chunks, rows, self.loaded.device)
+        scored, drawers, drafted, rows = self._wanted_rows(works)
+        chunks = [_chunk(work, ids) for work, ids in zip(works, self._inputs(works), strict=True)]
+        step = self.model.pack(chunks, rows)
         built = time.perf_counter()
-        logits = self.forward(step)[:, : self.loaded.vocab_size]  # a head may have more rows than there are tokens
+        logits = self.model.logits(step)
         done = time.perf_counter()
-        count = len(rows) - len(drawers)
         at = 0
         for work, first, number in scored:
             targets = work.sequence.tokens[first + 1 : first + 1 + number]
@@ -106,9 +105,19 @@ class TorchExecutor:
             scores = token_scores(logits[at : at + number], ids, top)
             result.prompt_scores.append((work.sequence, first + 1, scores))
             at += number
+        drawing = logits[at:].float().contiguous()
         if drawers:
-            self._draw(logits[count:].float().contiguous(), drawers, result)
-        result.seconds = {"build": built - began, "forward": done - built, "sample": time.perf_counter() - done}
+            self._draw(drawing[: len(drawers)], drawers, result)
+        drawn = time.perf_counter()
+        if drafted:
+            self._verify(drawing, drafted, result)
+        verified = time.perf_counter()
+        result.seconds = {
+            "build": built - began,
+            "forward": done - built,
+            "sample": drawn - done,
+            "verify": verified - drawn,
+        }
         return result
 
     def _inputs(self, works: list[Work]) -> list[list[int]]:
@@ -127,9 +136,13 @@ class TorchExecutor:
                 ids[at] = id_
         return inputs
 
-    def _wanted_rows(self, works: list[Work]) -> tuple[list[tuple[Work, int, int]], list[int], list[Sequence]]:
-        """(prompt rows to score: (work, first position, number); rows of T with logits; who draws from the last)."""
+    def _wanted_rows(
+        self, works: list[Work]
+    ) -> tuple[list[tuple[Work, int, int]], list[Sequence], list[Drafted], list[int]]:
+        """(prompt rows to score: (work, first position, number); who draws from a row; who has drafts, with their place
+        among the rows that are drawn from; rows of T with logits: of the scored, of the drawers, of drafts)."""
         scored, rows, draw_rows, drawers = [], [], [], []
+        drafted, draft_rows = [], []
         start = 0
         for work in works:
             sequence = work.sequence
@@ -140,40 +153,73 @@ class TorchExecutor:
                 if first < last and None in scores[first + 1 : last + 1]:
                     scored.append((work, first, last - first))
                     rows += range(start + first - work.context, start + last - work.context)
-            start += work.count
-            draw_rows += [start - 1] * len(work.draws)
-            drawers += work.draws
-        return scored, rows + draw_rows, drawers
+            if work.draft is None:
+                draw_rows += [start + work.count - 1] * len(work.draws)
+                drawers += work.draws
+            else:
+                drafted.append(Drafted(sequence, work.draft, len(draft_rows)))
+                draft_rows += range(start + work.count - 1, start + work.rows)
+            start += work.rows
+        for one in drafted:
+            one.root += len(drawers)
+        return scored, drawers, drafted, rows + draw_rows + draft_rows
 
     def _draw(self, logits: Tensor, drawers: list[Sequence], result: StepResult) -> None:
         slots = np.array([sequence.slot for sequence in drawers])
         positions = np.array([sequence.position for sequence in drawers])
         self._tell([one for one in drawers if one.active.family is not None and one.heard < one.position])
         sampled = self.stack.sample(logits, slots, positions)
-        raw = token_logprobs(logits, sampled.tokens)
-        tokens, logprobs = sampled.tokens.tolist(), raw.tolist()
-        drawn = [Drawn(*three) for three in zip(drawers, tokens, logprobs, strict=True)]
-        for row, (code, message) in sampled.failures.items():
-            drawn[row].failure = Failure(code, message)
+        tokens, logprobs = sampled.tokens.tolist(), token_logprobs(logits, sampled.tokens).tolist()
+        drawn = [Drawn(one, [token], [own]) for one, token, own in zip(drawers, tokens, logprobs, strict=True)]
+        failures = dict(sampled.failures)
         for row, trace in sampled.traces.items():
             drawn[row].trace = trace
-        if any(sequence.active.request.logprobs is not None for sequence in drawers):
-            self._score(logits, sampled.processed, sampled.tokens, drawn)
-        plain = [i for i, one in enumerate(drawn) if one.failure is None and one.sequence.active.family is None]
+        asked = [None if one.active.family is not None else one.active.request for one in drawers]
+        scores = self._scores(asked, logits, sampled.processed, sampled.tokens)
+        for one, score in zip(drawn, scores, strict=True):
+            one.scores = [] if score is None else [score]
+        plain = [i for i, one in enumerate(drawn) if i not in failures and one.sequence.active.family is None]
         whole = len(plain) == len(drawn)
         mine, own = (slots, sampled.tokens) if whole else (slots[plain], sampled.tokens[plain])
-        for row, (code, message) in (self.stack.accept(mine, own) if plain else {}).items():
-            drawn[plain[row]].failure = Failure(code, message)
-        result.drawn = drawn if whole else [one for one in drawn if one.sequence.active.family is None]
-        result.rows = (
-            []
-            if whole
-            else [
-                Row(one.sequence, logits[i], sampled.processed[i], one.token, one.failure)
-                for i, one in enumerate(drawn)
-                if one.sequence.active.family is not None
-            ]
-        )
+        for row, why in (self.stack.accept(mine, own) if plain else {}).items():
+            failures[plain[row]] = why
+        for row, (code, message) in failures.items():
+            drawn[row] = Drawn(drawers[row], [], [], failure=Failure(code, message))
+        for i, one in enumerate(drawn):
+            if one.sequence.active.family is None:
+                result.drawn.append(one)
+            else:
+                result.rows.append(Row(one.sequence, logits[i], sampled.processed[i], tokens[i], one.failure))
+
+    def _verify(self, logits: Tensor, drafted: list[Drafted], result: StepResult) -> None:
+        """Draw from the rows of drafts, and keep the KV of what is accepted. logits: [R, V] fp32."""
+        judged = self._judge.judge(logits, drafted)
+        rows = torch.tensor([row for one in judged for row in one.rows], dtype=torch.int64, device=logits.device)
+        tokens = torch.tensor([token for one in judged for token in one.tokens], dtype=torch.int64)
+        tokens = tokens.to(logits.device)
+        logprobs: list[float] = []
+        scores: list[TokenScore | None] = []
+        if len(rows):
+            raw = logits[rows]
+            logprobs = token_logprobs(raw, tokens).tolist()
+            asked = [one.drafted.sequence.active.request for one in judged for _ in one.tokens]
+            shaped = raw
+            if any(request.logprobs is not None and request.processed_logprobs for request in asked):
+                shaped = torch.stack([row for one in judged for row in one.shaped])
+            scores = self._scores(asked, raw, shaped, tokens)
+        at = 0
+        for one in judged:
+            sequence, count = one.drafted.sequence, len(one.tokens)
+            assert sequence.branch is not None
+            drawn = Drawn(sequence, one.tokens, logprobs[at : at + count])
+            drawn.scores = [score for score in scores[at : at + count] if score is not None]
+            drawn.failure = None if one.failure is None else Failure(*one.failure)
+            drawn.verified = Verified(tuple(one.drafted.tree.parents.tolist()), one.path)
+            result.drawn.append(drawn)
+            at += count
+            if one.spoilt:
+                self.mend(sequence)  # before what was not accepted is out of reach
+            self.model.compact(sequence.branch, len(sequence.tokens) - 1, [0, *(1 + node for node in one.path)])
 
     def _tell(self, behind: list[Sequence]) -> None:
         """Let the sampler state of branches hear of the tokens that their program has pushed since."""
@@ -197,30 +243,25 @@ class TorchExecutor:
 
         return Rows(raw, shaped, drawn, None if request.logprobs is None else score)
 
-    def _score(self, raw: Tensor, processed: Tensor, tokens: Tensor, drawn: list[Drawn]) -> None:
-        """Fill in the scores that were asked for: one call per distinct question, not per request."""
+    @staticmethod
+    def _scores(
+        requests: Many[DecodeRequest | None], raw: Tensor, processed: Tensor, tokens: Tensor
+    ) -> list[TokenScore | None]:
+        """What was asked for about the token of each row: one call per distinct question, not per request. None: that
+        request asks for nothing. raw, processed: [R, V]; tokens: [R]."""
         asked: dict[tuple[bool, int, tuple[int, ...]], list[int]] = {}
-        for i, one in enumerate(drawn):
-            request = one.sequence.active.request
-            if request.logprobs is not None and one.sequence.active.family is None:
+        for i, request in enumerate(requests):
+            if request is not None and request.logprobs is not None:
                 question = (request.processed_logprobs, request.logprobs, request.logprob_token_ids)
                 asked.setdefault(question, []).append(i)
+        found: list[TokenScore | None] = [None] * len(requests)
         for (use_processed, top, extra), members in asked.items():
             source, own = processed if use_processed else raw, tokens
-            if len(members) < len(drawn):
+            if len(members) < len(requests):
                 source, own = source[members], own[members]
-            scores = token_scores(source, own, top, extra)
-            for i, score in zip(members, scores, strict=True):
-                drawn[i].score = score
-
-    @torch.inference_mode()
-    def compact(self, branch: Branch, context: int, accepted: list[int]) -> None:
-        """Keep the accepted rows of a computed tree (row 0 the pending token) and drop its other scratch slots."""
-        source, target = self.pages.compact_slots(branch, context, accepted)
-        if len(source):
-            device = self.loaded.device
-            self.pool.move(torch.from_numpy(source).to(device), torch.from_numpy(target).to(device))
-        self.pages.truncate(branch, context + len(accepted))
+            for i, score in zip(members, token_scores(source, own, top, extra), strict=True):
+                found[i] = score
+        return found
 
     @torch.inference_mode()
     def mend(self, sequence: Sequence) -> set[int]:
@@ -236,12 +277,13 @@ class TorchExecutor:
         self.pages.check_integrity([sequence.branch for sequence in live if sequence.branch is not None])
 
 
-def make_backend(pool: KvPool, loaded: LoadedModel, attention: str) -> Backend:
-    """The attention backend for the device; 'plain' is the slow reference."""
-    if attention == "plain":
-        return PlainAttention(pool)
-    if loaded.device.type == "cpu":
-        return CpuAttention(pool)
-    from engine.runners.torch.attention_choice import choose  # its imports take a second that the CPU need not wait
-
-    return choose(loaded.model, pool)
+def _chunk(work: Work, ids: list[int]) -> Chunk:
+    """What is computed for a work: its tokens, and the draft behind the last of them."""
+    branch, draft = work.sequence.branch, work.draft
+    if draft is None:
+        return Chunk(branch, work.context, ids)
+    ids = [*ids, *draft.tokens.tolist()]
+    if draft.is_chain:
+        return Chunk(branch, work.context, ids)
+    assert work.count == 1
+    return Chunk(branch, work.context, ids, draft.ancestry, np.append(0, draft.depths))

@@ -10,16 +10,26 @@ import torch
 from engine.engine import Engine, QueueLimits
 from engine.request import DecodeRequest, Output
 from engine.runners.base import Capability, Health, Stats
+from engine.runners.torch.draft_model import DraftModel, load_draft
+from engine.runners.torch.draft_sources import draft_sources
 from engine.runners.torch.executor import TorchExecutor
 from engine.runners.torch.loader import LoadedModel, Sizes, load, sizes
 from engine.scheduler import Scheduler
 from engine.settings import EngineSettings
 from engine.thread import ModelThread
 from samplers.model_facts import NO_FACTS, ModelFacts
+from spec_decode.facts import SpecOffer
+from spec_decode.token_ranking import TokenRanking
 
 # what a request can reach today
 _CAPABILITIES = frozenset(
-    {Capability.LOGIT_ROWS, Capability.FORK, Capability.PROMPT_LOGPROBS, Capability.SAMPLER_TRACE}
+    {
+        Capability.LOGIT_ROWS,
+        Capability.FORK,
+        Capability.TREES,
+        Capability.PROMPT_LOGPROBS,
+        Capability.SAMPLER_TRACE,
+    }
 )
 
 
@@ -34,6 +44,7 @@ class TorchRunner:
         settings: EngineSettings,
         model_id: str = "model",
         on_fatal: Callable[[BaseException], None] | None = None,
+        load_draft: Callable[[LoadedModel, Sizes], DraftModel] | None = None,
     ) -> None:
         """Load, check and start. Raises UnsupportedModelError, SettingsError or OSError.
 
@@ -49,7 +60,11 @@ class TorchRunner:
             with torch.inference_mode():
                 loaded = load_model()
                 resolved = sizes(loaded, settings)
-                return loaded, resolved, TorchExecutor(loaded, resolved, settings.attention, settings.replay)
+                executor = TorchExecutor(loaded, resolved, settings.attention, settings.replay)
+                if settings.spec_max_len:
+                    draft = None if load_draft is None else load_draft(loaded, resolved)
+                    executor.use_drafts(draft_sources(draft), settings.spec_max_len, resolved.max_batch_tokens)
+                return loaded, resolved, executor
 
         try:
             loaded, resolved, self.executor = thread.submit(build).result()
@@ -59,6 +74,10 @@ class TorchRunner:
         self.capabilities = _CAPABILITIES | ({Capability.INPUT_EMBEDDINGS} if loaded.mixtures else set())
         self.vocab_size = loaded.vocab_size
         self.facts = loaded.facts
+        drafting = self.executor.drafting
+        self.offer = SpecOffer(
+            tuple(one.source for one in drafting.sources), frozenset(settings.draft_vocab), drafting.max_depth
+        )
         self.max_model_len = loaded.max_model_len
         self.eos_token_ids = loaded.eos_token_ids
         self.generation_defaults = loaded.generation_defaults
@@ -76,12 +95,26 @@ class TorchRunner:
         settings: EngineSettings,
         on_fatal: Callable[[BaseException], None] | None = None,
         tokens: ModelFacts = NO_FACTS,
+        draft: str | None = None,
+        ranking: TokenRanking | None = None,
     ) -> TorchRunner:
         """From a folder or hub id. `tokens` is what the tokenizer knows; without it all rows of the head are tokens.
 
-        Raises UnsupportedModelError, SettingsError or OSError.
+        draft: folder or hub id of a model with the same tokens, which drafts for this one; ranking: which of them it
+        needs most, for the parts of `settings.draft_vocab`. Raises UnsupportedModelError, SettingsError or OSError.
         """
-        return cls(lambda: load(model_id, settings, tokens), settings, model_id, on_fatal)
+
+        def drafter(target: LoadedModel, resolved: Sizes) -> DraftModel:
+            assert draft is not None
+            return load_draft(draft, settings, target, resolved, ranking)
+
+        return cls(
+            lambda: load(model_id, settings, tokens),
+            settings,
+            model_id,
+            on_fatal,
+            None if draft is None else drafter,
+        )
 
     def submit(self, request: DecodeRequest) -> AsyncIterator[Output]:
         return self.engine.stream(request)

@@ -1,0 +1,27 @@
+"""The sources of drafts that one engine has: its draft model, if there is one, and whatever needs no model."""
+
+from __future__ import annotations
+
+import logging
+
+import spec_decode.drafters  # noqa: F401  registers the sources
+from engine.runners.torch.draft_model import DraftModel
+from spec_decode.contract import DRAFT_SOURCES, LoadedSource
+from spec_decode.drafters.draft_model import DraftModelSource
+
+log = logging.getLogger(__name__)
+
+
+def draft_sources(draft: DraftModel | None) -> list[LoadedSource]:
+    """The preferred ones first."""
+    loaded = []
+    for source in DRAFT_SOURCES:
+        if isinstance(source, DraftModelSource):
+            if draft is not None:
+                loaded.insert(0, LoadedSource(source, draft, draft.cost()))
+            continue
+        try:
+            loaded.append(LoadedSource(source, source.new_drafter()))
+        except Exception:
+            log.exception("drafts from '%s' cannot be made", source.name)
+    return loaded
