@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
@@ -32,7 +33,10 @@ class Line:
 
 
 class Driver:
-    """A tiny engine without policy."""
+    """A tiny engine without policy.
+
+    attention: cpu (eager), replay (as Python), script, blocks (as script, only single rows are lanes), gather, plain.
+    """
 
     def __init__(self, model: nn.Module, attention: str = "cpu", num_pages: int = 128) -> None:
         model = copy.deepcopy(model)  # replay re-points parameters
@@ -41,9 +45,9 @@ class Driver:
         self.loaded = check(model, EngineSettings())
         self.pages = Pages(num_pages, PAGE, contiguous=True)
         self.pool = KvPool(self.loaded.layers, num_pages, PAGE, self.loaded.dtype, self.loaded.device)
-        backend = {"plain": PlainAttention, "gather": GatherAttention}.get(attention, CpuAttention)(self.pool)
-        self.forward = Forward(self.loaded.model, backend)
-        replayed = attention in ("replay", "script") and self.forward.use_replay(self.loaded.layers)
+        kinds = {"plain": PlainAttention, "gather": GatherAttention, "blocks": partial(CpuAttention, lane_rows=1)}
+        self.forward = Forward(self.loaded.model, kinds.get(attention, CpuAttention)(self.pool))
+        replayed = attention in ("replay", "script", "blocks") and self.forward.use_replay(self.loaded.layers)
         if replayed and attention == "replay":
             self.forward.program.script = None
         self.lines: list[Line] = []
@@ -71,7 +75,7 @@ class Driver:
             (line, Chunk(line.branch, line.computed, line.tokens[line.computed : line.computed + count]))
             for line, count in shares
         ]
-        result = self._run(parts)
+        result = self.run(parts)
         for line, count in shares:
             line.computed += count
         return result
@@ -90,7 +94,7 @@ class Driver:
             seen, depths = ancestors(parents)
             self.pages.append(line.branch, len(tokens) - grown)
             parts.append((line, Chunk(line.branch, line.computed, tokens[grown:], seen[grown:], depths)))
-        return self._run(parts)
+        return self.run(parts)
 
     @torch.inference_mode()
     def compact(self, line: Line, tokens: list[int], accepted: list[int]) -> None:
@@ -102,7 +106,9 @@ class Driver:
         line.tokens = line.tokens[: line.computed] + [tokens[i] for i in accepted]
         line.computed = len(line.tokens)
 
-    def _run(self, parts: list[tuple[Line, Chunk]]) -> dict[Line, Tensor]:
+    @torch.inference_mode()
+    def run(self, parts: list[tuple[Line, Chunk]]) -> dict[Line, Tensor]:
+        """Logits of all rows of these chunks, whose slots are reserved."""
         copies = self.pages.drain_copies()
         if copies:
             self.pool.copy_pages(copies)

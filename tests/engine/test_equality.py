@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from tests.engine.driver import Driver, Line, path
+from engine.runners.torch.packing import Chunk
+from tests.engine.driver import Driver, Line, ancestors, path
 from tests.engine.tiny_models import FAMILIES, VOCABULARY, tiny_model
 
 TOLERANCE = 1e-4
@@ -20,7 +21,7 @@ def model(request: pytest.FixtureRequest) -> torch.nn.Module:
     return tiny_model(request.param)
 
 
-@pytest.fixture(scope="module", params=["cpu", "replay", "script", "gather", "plain"])
+@pytest.fixture(scope="module", params=["cpu", "replay", "script", "blocks", "gather", "plain"])
 def driver(model: torch.nn.Module, request: pytest.FixtureRequest) -> Driver:
     return Driver(model, request.param)
 
@@ -90,6 +91,37 @@ def test_prompt_chunks_over_a_shared_prefix(driver: Driver) -> None:
     out = driver.step((lines[0], 5), (lines[1], 6))
     for line in lines:
         assert_equal(driver, line, out[line])
+
+
+def test_chains_of_choices_and_others_beside_a_tree_and_a_single_row(driver: Driver) -> None:
+    """Steps of speculating sequences: five rows each, of which some are taken back."""
+    trunk = driver.line(tokens(14, 61))
+    driver.step((trunk, 14))
+    choices = [trunk, driver.fork(trunk), driver.fork(trunk)]
+    other, single, planted = (driver.line(tokens(n, n)) for n in (9, 21, 6))
+    driver.step((other, 9), (single, 21), (planted, 6))
+    parents = [-1, 0, 0, 1, 2]
+    for t in range(4):
+        for i, line in enumerate([*choices, other, single]):
+            line.tokens += tokens(1 if line is single else 5, 70 + 10 * t + i)
+        for line in [*choices, other, single]:
+            driver.pages.append(line.branch, len(line.tokens) - line.computed)
+        driver.pages.append(planted.branch, len(parents))
+        drafts = tokens(len(parents), 90 + t)
+        chunks = [
+            (line, Chunk(line.branch, line.computed, line.tokens[line.computed :]))
+            for line in [*choices, other, single]
+        ]
+        out = driver.run([*chunks, (planted, Chunk(planted.branch, planted.computed, drafts, *ancestors(parents)))])
+        for line in [*choices, other, single]:
+            line.computed = len(line.tokens)
+            assert_equal(driver, line, out[line])
+        for row, given in enumerate(out[planted]):
+            expected = driver.eager(planted.tokens + [drafts[i] for i in path(parents, row)])[-1]
+            assert (given - expected).abs().max() <= TOLERANCE
+        driver.compact(planted, drafts, path(parents, 4))
+        for i, line in enumerate([*choices, other]):
+            driver.truncate(line, len(line.tokens) - (t + i) % 5)
 
 
 def test_truncate_then_go_on(driver: Driver) -> None:

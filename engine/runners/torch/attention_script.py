@@ -1,6 +1,6 @@
-"""Attention of a pure decode step inside TorchScript: no Python between the layers of the model.
+"""Attention of a step of short spans inside TorchScript: no Python between the layers of the model.
 
-The shapes such a step can have are those of `attention_cpu.Decode`; everything else is attended to from Python.
+The shapes such a step can have are those of `cpu_plan.LanePlan`; everything else is attended to from Python.
 """
 
 from __future__ import annotations
@@ -12,23 +12,29 @@ from torch import Tensor
 
 
 def _lanes(
-    keys: Tensor, values: Tensor, asked: Tensor, lane: List[int], mask: Tensor, scale: float  # noqa: UP006
+    keys: Tensor, values: Tensor, asked: Tensor, part: List[int], mask: Tensor, scale: float  # noqa: UP006
 ) -> Tuple[Tensor, Tensor]:  # noqa: UP006
+    """Attend to one part of a plan. asked: [count * height, Hq, D] -> (out as asked, lse [count * height, Hq] fp32)."""
+    count, height, first, stride, length = part[0], part[1], part[2], part[3], part[4]
     heads, size = keys.size(0), keys.size(2)
-    shape, strides = [lane[2], heads, lane[3], size], [lane[1] * size, keys.stride(0), size, 1]
+    group = asked.size(1) // heads
+    shape, strides = [count, heads, length, size], [stride * size, keys.stride(0), size, 1]
     hidden = mask if mask.numel() > 0 else None
-    return torch._scaled_dot_product_flash_attention_for_cpu(
-        asked,
-        keys.as_strided(shape, strides, lane[0] * size),
-        values.as_strided(shape, strides, lane[0] * size),
+    out, lse = torch._scaled_dot_product_flash_attention_for_cpu(
+        asked.reshape(count, height, heads, group, size).transpose(1, 2).reshape(count, heads, height * group, size),
+        keys.as_strided(shape, strides, first * size),
+        values.as_strided(shape, strides, first * size),
         0.0,
         False,
         attn_mask=hidden,
         scale=scale,
     )
+    out = out.reshape(count, heads, height, group, size).transpose(1, 2)
+    lse = lse.reshape(count, heads, height, group).transpose(1, 2)
+    return out.reshape(count * height, heads * group, size), lse.reshape(count * height, heads * group)
 
 
-def _attend_decode(
+def _attend_lanes(
     keys: Tensor,
     values: Tensor,
     slots: Tensor,
@@ -38,40 +44,36 @@ def _attend_decode(
     lanes: List[List[int]],  # noqa: UP006
     rows: List[Tensor],  # noqa: UP006
     masks: List[Tensor],  # noqa: UP006
-    shared: List[int],  # noqa: UP006
+    first: int,
     scale: float,
 ) -> Tensor:
-    """Store K and V, attend, merge. Shapes as `Backend.attend`; the plan as `attention_cpu.Decode`."""
+    """Store K and V, attend, merge. Shapes as `Backend.attend`; the plan as `cpu_plan.LanePlan`."""
     keys.index_copy_(1, slots, key[0])
     values.index_copy_(1, slots, value[0])
-    heads, size, count = keys.size(0), keys.size(2), query.size(2)
-    group = query.size(1) // heads
-    asked = query[0].transpose(0, 1).reshape(count, heads, group, size)
+    asked = query[0].transpose(0, 1)  # [T, Hq, D]
     if rows[0].numel() == 0:
         out, lse = _lanes(keys, values, asked, lanes[0], masks[0], scale)
     else:
-        out = torch.empty_like(asked)
-        lse = torch.empty([count, heads, group])
-        for i in range(len(lanes)):
+        out = torch.zeros(asked.shape)
+        lse = torch.full([asked.size(0), asked.size(1)], -3.4028234663852886e38)  # kernels.HIDDEN
+        for i in range(first):
             one, weight = _lanes(keys, values, asked.index_select(0, rows[i]), lanes[i], masks[i], scale)
-            out.index_copy_(0, rows[i], one)
+            out.index_copy_(0, rows[i], one.float())
             lse.index_copy_(0, rows[i], weight)
-    if len(shared) > 0:
-        first, length = shared[0], shared[1] - shared[0]
-        common = asked.transpose(0, 1).reshape(1, heads, count * group, size)
-        other, weight = torch._scaled_dot_product_flash_attention_for_cpu(
-            common,
-            keys.narrow(1, first, length).unsqueeze(0),
-            values.narrow(1, first, length).unsqueeze(0),
-            0.0,
-            False,
-            scale=scale,
-        )
-        other = other.reshape(heads, count, group, size).transpose(0, 1)
-        weight = weight.reshape(heads, count, group).transpose(0, 1)
-        out = torch.lerp(out.float(), other.float(), torch.sigmoid(weight - lse).unsqueeze(-1))
-    return out.reshape(1, count, heads * group, size).to(query.dtype)
+    for i in range(first, len(lanes)):
+        if rows[i].numel() == 0:
+            one, weight = _lanes(keys, values, asked, lanes[i], masks[i], scale)
+            out = torch.lerp(out.float(), one.float(), torch.sigmoid(weight - lse).unsqueeze(-1))
+            lse = torch.logaddexp(lse, weight)
+        else:
+            one, weight = _lanes(keys, values, asked.index_select(0, rows[i]), lanes[i], masks[i], scale)
+            before = lse.index_select(0, rows[i])
+            share = torch.sigmoid(weight - before).unsqueeze(-1)
+            mixed = torch.lerp(out.index_select(0, rows[i]).float(), one.float(), share)
+            out = out.float().index_copy(0, rows[i], mixed)
+            lse = lse.index_copy(0, rows[i], torch.logaddexp(before, weight))
+    return out.to(query.dtype).unsqueeze(0)
 
 
 _lanes = torch.jit.script(_lanes)
-attend_decode = torch.jit.script(_attend_decode)
+attend_lanes = torch.jit.script(_attend_lanes)

@@ -6,6 +6,7 @@ they have given the eager logits on a few steps.
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -113,12 +114,13 @@ class Forward:
     def _difference(self, program: Program) -> str | None:
         """What distinguishes the program from the model on the checked steps; None: nothing."""
         vocabulary = self._model.get_input_embeddings().weight.shape[0]
-        for step in _checked_steps(vocabulary):
+        ways: list[Callable[..., Tensor]] = [program] if program.script is None else [program, program.piecewise]
+        for step, way in itertools.product(_checked_steps(vocabulary), ways):
             self._backend.prepare(step)
             expected = self._eager(step)
             for _ in range(2):  # TorchScript compiles for good after it has seen a first call
                 try:
-                    given = program(step.input_ids, step.positions, step.logit_rows)[0]
+                    given = way(step.input_ids, step.positions, step.logit_rows)[0]
                 except RuntimeError as error:  # an operation that cannot run on other sizes than the traced ones
                     return str(error).strip().splitlines()[-1]
                 difference = (given - expected).abs().max().item()

@@ -1,4 +1,4 @@
-"""Finds decode rows whose keys start at regularly spaced slots, so that one strided view holds them all.
+"""Finds short spans whose keys start at regularly spaced slots, so that one strided view holds them all.
 
 Any two stretches of one pool are regularly spaced; the page allocator gives sequences the cells of a grid, row by row,
 so usually many more are. Plain Python, no torch.
@@ -6,27 +6,30 @@ so usually many more are. Plain Python, no torch.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
-_SHORT = 7  # stretches of up to 2**_SHORT - 1 keys are padded to one another without a second thought
+_SHORT = 127  # keys; stretches of up to so many are padded to one another without a second thought
 
 
 class Lane(NamedTuple):
-    """The keys of one row: `length` slots from `start`."""
+    """What rows row .. row + height - 1 see together: `length` slots from `start`, which hold `token` and the next."""
 
     row: int
     start: int
     length: int
+    height: int = 1
+    token: int = 0
 
 
 def regular_lanes(lanes: tuple[Lane, ...], num_slots: int) -> list[tuple[Lane, ...]]:
-    """Partition into batches with constant distance between starts and lengths within a factor of two.
+    """Partition into batches of one height with constant distance between starts and lengths within a factor of two.
 
     A batch's padded stretch never reaches past `num_slots`.
     """
     ordered = sorted(lanes, key=lambda lane: lane.start)
-    classes = tuple(max(_SHORT, lane.length.bit_length()) for lane in ordered)
+    classes = _classes(ordered)
     batches = []
     for members in _progressions(tuple(lane.start for lane in ordered), classes):
         batch = [ordered[i] for i in members]
@@ -35,6 +38,18 @@ def regular_lanes(lanes: tuple[Lane, ...], num_slots: int) -> list[tuple[Lane, .
             batches.append((batch.pop(),))
         batches.append(tuple(batch))
     return batches
+
+
+def _classes(lanes: Sequence[Lane]) -> tuple[int, ...]:
+    """For each lane a number that equal heights and similar lengths share."""
+    classes = [0] * len(lanes)
+    number = height = longest = 0
+    for i in sorted(range(len(lanes)), key=lambda i: (lanes[i].height, lanes[i].length), reverse=True):
+        lane = lanes[i]
+        if lane.height != height or 2 * max(lane.length, _SHORT) < longest:
+            number, height, longest = number + 1, lane.height, lane.length
+        classes[i] = number
+    return tuple(classes)
 
 
 @lru_cache(maxsize=256)

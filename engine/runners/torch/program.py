@@ -41,9 +41,14 @@ class Program:
     def __call__(self, ids: Tensor, positions: Tensor, rows: Tensor) -> Tensor:
         if self.script is None:
             return self._plain(ids, positions, rows)
-        decode = self._backend.decode()
-        if decode is not None:
-            return self.script.decode(ids, positions, rows, *decode)
+        plans = self._backend.lane_plans()
+        if plans is not None:
+            return self.script.whole(ids, positions, rows, *plans)
+        return self.piecewise(ids, positions, rows)
+
+    def piecewise(self, ids: Tensor, positions: Tensor, rows: Tensor) -> Tensor:
+        """As `__call__`, of a program with a script: attention is called from Python."""
+        assert self.script is not None
         values = dict(zip(self._inputs, (ids, positions, rows), strict=True))
         for segment in self.script.segments:
             results = segment.run(*[values[name] for name in segment.inputs])

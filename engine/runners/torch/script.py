@@ -1,4 +1,5 @@
-"""TorchScript of a simplified graph: one function per stretch between attention calls, and one for whole decode steps.
+"""TorchScript of a simplified graph: one function per stretch between attention calls, and one for whole
+steps of short spans.
 
 The text is made once, for any number of rows. Operations that TorchScript lacks make `ScriptError`; the graph then
 runs as plain Python.
@@ -16,7 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.fx import Node
 
-from engine.runners.torch.attention_script import attend_decode  # read by the text of `decode`
+from engine.runners.torch.attention_script import attend_lanes  # read by the text of `whole`
+from engine.runners.torch.cpu_plan import LanePlan
 from engine.runners.torch.layers import kind_of
 from engine.runners.torch.marker import ATTEND
 from engine.runners.torch.pool import KvPool
@@ -55,15 +57,15 @@ class Script:
             try:
                 for index, (inputs, body, attend) in enumerate(self._stretches()):
                     self.segments.append(self._segment(f"segment_{index}", inputs, body, attend))
-                self._decode = self._whole()
+                self._run = self._whole()
             except (RuntimeError, KeyError, TypeError) as error:
                 raise ScriptError(str(error).strip().splitlines()[0]) from error
-        assert attend_decode is not None
+        assert attend_lanes is not None
 
-    def decode(self, ids: Tensor, positions: Tensor, rows: Tensor, slots: Tensor, plans: list[Any]) -> Tensor:
-        """Logits of a pure decode step. plans: one `attention_cpu.Decode` for each of `kinds`."""
-        arguments = [part for plan in plans for part in (plan.lanes, plan.rows, plan.masks, plan.shared)]
-        result: Tensor = self._decode(ids, positions, rows, slots, *arguments)
+    def whole(self, ids: Tensor, positions: Tensor, rows: Tensor, slots: Tensor, plans: list[LanePlan]) -> Tensor:
+        """Logits of a step of short spans. plans: one for each of `kinds`."""
+        arguments = [part for plan in plans for part in (plan.lanes, plan.rows, plan.masks, plan.first)]
+        result: Tensor = self._run(ids, positions, rows, slots, *arguments)
         return result
 
     def _stretches(self) -> list[tuple[list[Node], list[Node], Node | None]]:
@@ -107,18 +109,18 @@ class Script:
             query, key, value, layer, _ = node.args
             spec = self._pool.layers[layer]
             k = self.kinds.index(kind_of(spec))
-            plan = f"plan_lanes_{k}, plan_rows_{k}, plan_masks_{k}, plan_shared_{k}, {spec.scale!r}"
+            plan = f"plan_lanes_{k}, plan_rows_{k}, plan_masks_{k}, plan_first_{k}, {spec.scale!r}"
             lines.append(
-                f"{node.name} = attend_decode(self.keys_{layer}, self.values_{layer}, plan_slots, "
+                f"{node.name} = attend_lanes(self.keys_{layer}, self.values_{layer}, plan_slots, "
                 f"{query.name}, {key.name}, {value.name}, {plan})"
             )
         given = [f"{node.name}: Tensor" for node in self._inputs] + ["plan_slots: Tensor"]
         for k in range(len(self.kinds)):
             given += [f"plan_lanes_{k}: List[List[int]]", f"plan_rows_{k}: List[Tensor]"]
-            given += [f"plan_masks_{k}: List[Tensor]", f"plan_shared_{k}: List[int]"]
+            given += [f"plan_masks_{k}: List[Tensor]", f"plan_first_{k}: int"]
         lines.append(f"return {self._result[0].name}")
-        self._define(f"def decode(self, {', '.join(given)}) -> Tensor:", lines)
-        function: Callable[..., Tensor] = self._module.decode
+        self._define(f"def whole(self, {', '.join(given)}) -> Tensor:", lines)
+        function: Callable[..., Tensor] = self._module.whole
         return function
 
     def _define(self, head: str, lines: list[str]) -> None:

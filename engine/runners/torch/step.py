@@ -54,8 +54,13 @@ class Span:
         return self.key_positions[self.width - self.count :]
 
     @property
+    def first_position(self) -> int:
+        """The lowest of this step's rows."""
+        return self.context + (0 if self.depths is None else int(self.depths[-self.count :].min()))
+
+    @property
     def last_position(self) -> int:
-        """Of this step's rows."""
+        """The highest of this step's rows."""
         return self.context + (self.count - 1 if self.depths is None else int(self.depths[-self.count :].max()))
 
     @property
