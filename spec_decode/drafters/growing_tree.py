@@ -82,26 +82,27 @@ class GrowingTree:
         self,
         place: Place,
         tokens: Sequence[int],
-        q_minus: Sequence[float],
+        drawn: int,
         q_row: int,
-        scores: Sequence[float] | None,
+        q_minus: Sequence[float] | None = None,
+        scores: Sequence[float] | None = None,
     ) -> None:
-        """Children in verification order; negative tokens are left out. q_minus: of those that were drawn, which come
-        first, from `q_row`; scores: ln of their probabilities."""
+        """Children in verification order; negative tokens are left out. The first `drawn` ones were drawn from `q_row`;
+        q_minus: of these, None for zeros; scores: ln of their probabilities."""
         parent, count, _ = place
         above = self.scores[parent] if parent != ROOT else 0.0
         depth = self.depth(parent) + 1
         for rank, token in enumerate(tokens[:count]):
             if token < 0:
                 continue
-            drawn = rank < len(q_minus)
+            dense = rank < drawn
             self.tokens.append(token)
             self.parents.append(parent)
             self.depths.append(depth)
             self.scores.append(above if scores is None else above + scores[rank])
-            self._laws.append(Law.DENSE if drawn else Law.ONE_HOT)
-            self._q_rows.append(q_row if drawn else -1)
-            self._q_minus.append(q_minus[rank] if drawn else 0.0)
+            self._laws.append(Law.DENSE if dense else Law.ONE_HOT)
+            self._q_rows.append(q_row if dense else -1)
+            self._q_minus.append(q_minus[rank] if dense and q_minus is not None else 0.0)
 
     def finish(self, q: Tensor | None) -> DraftTree:
         """q: [rows, V] what `q_row` has counted."""
@@ -178,9 +179,13 @@ class BestFirst:
         self._seen = 0  # nodes
         self._grown: Counter[int] = Counter()  # places that got children, by depth
         self.most_places = -(-plan.max_nodes // plan.top_k)
-        self._at_once = -(-self.most_places // max(plan.max_depth, 1))  # no more waves than a tree has levels
+        self._waves = plan.max_depth  # that are left: passes cost as much as levels
+        self._at_once = max(1, -(-(self.most_places - 1) // max(plan.max_depth - 1, 1)))
 
     def wave(self, tree: GrowingTree) -> list[tuple[int, int]]:
+        if not self._waves:
+            return []
+        self._waves -= 1
         for node in range(self._seen, len(tree.tokens)):
             if tree.may_grow(node):
                 heapq.heappush(self._open, (-tree.scores[node], node))

@@ -5,7 +5,7 @@ Each law works on P places at once. Rows stay on their device.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,13 +22,9 @@ class Siblings:
     """Up to K children of P places, in verification order."""
 
     tokens: Tensor  # [P, K] int64, or NONE
-    q: Tensor | None = None  # [P, V] fp32 rows that the drawn ones were drawn from
-    q_minus: Tensor | None = None  # [P, drawn] fp64 mass of earlier siblings that had been removed
-
-    @property
-    def drawn(self) -> int:
-        """Columns that were drawn; those behind them are certain."""
-        return 0 if self.q_minus is None else self.q_minus.shape[1]
+    drawn: int = 0  # columns that were drawn; those behind them are certain
+    q: Tensor | None = None  # [P, V] fp32 rows that they were drawn from
+    q_minus: Tensor | None = None  # [P, drawn] fp64 mass of earlier siblings that had been removed; None: nothing
 
 
 @dataclass(frozen=True)
@@ -37,21 +33,31 @@ class Rows:
 
     logits: Tensor  # [P, V] fp32, processed
     q: Tensor  # [P, V] fp32, their softmax
-    counts: Tensor  # [P] int64, at most K
-    bits: Tensor  # [P, K] int64 in [0, 2^52): the random numbers of the children
+    counts: Sequence[int]  # [P], at most K
+    bits: Tensor  # [K, P] int64 in [0, 2^52): the random numbers of the first, second, ... children
 
 
 def iid(rows: Rows) -> Siblings:
-    return _drawn(rows.q, rows.bits, replaced=True)
+    tokens = [_draw(rows.q, bits)[0] for bits in rows.bits]
+    return Siblings(_joined(tokens), len(tokens), rows.q)
 
 
 def without_replacement(rows: Rows) -> Siblings:
     """Each child is drawn from its place's row without the tokens of its elder siblings."""
-    return _drawn(rows.q, rows.bits, replaced=False)
+    left = rows.q.clone()
+    taken = left.new_zeros(len(left), 1, dtype=torch.float64)
+    tokens, minus = [], []
+    for bits in rows.bits:
+        token, mass = _draw(left, bits)
+        tokens.append(token)
+        minus.append(taken)
+        taken = taken + mass
+        left.scatter_(1, token.clamp(min=0), 0.0)  # of a row that gives NONE nothing is left
+    return Siblings(_joined(tokens), len(tokens), rows.q, _joined(minus))
 
 
 def most_probable(rows: Rows) -> Siblings:
-    return Siblings(best(rows.logits, rows.bits.shape[1]))
+    return Siblings(best(rows.logits, len(rows.bits)))
 
 
 def greedy_construction(rows: Rows) -> Siblings:
@@ -59,15 +65,14 @@ def greedy_construction(rows: Rows) -> Siblings:
 
     Where they are all there is, nothing is drawn.
     """
-    most = rows.bits.shape[1]
-    top = best(rows.logits, most - 1)
-    certain = torch.arange(1, most, device=top.device) < rows.counts[:, None]
-    top = torch.where(certain, top, NONE)
+    top = best(rows.logits, len(rows.bits) - 1)
+    counts = torch.tensor(rows.counts, device=top.device)[:, None]
+    top = torch.where(torch.arange(1, 1 + top.shape[1], device=top.device) < counts, top, NONE)
     places, ranks = (top >= 0).nonzero(as_tuple=True)
     rest = rows.q.index_put((places, top[places, ranks]), rows.q.new_zeros(()))
-    rest = rest / rest.sum(1, keepdim=True, dtype=torch.float64).float()
-    one = _drawn(rest, rows.bits[:, :1], replaced=True)
-    return Siblings(torch.cat([one.tokens, top], 1), one.q, one.q_minus)
+    rest = rest / rest.sum(1, keepdim=True)
+    token, _ = _draw(rest, rows.bits[0])
+    return Siblings(torch.cat([token, top], 1), 1, rest)
 
 
 LAWS: Mapping[str, Callable[[Rows], Siblings]] = {
@@ -92,16 +97,15 @@ def best(logits: Tensor, count: int) -> Tensor:
     return torch.stack(found, 1) if found else logits.new_empty(len(logits), 0, dtype=torch.int64)
 
 
-def _drawn(q: Tensor, bits: Tensor, replaced: bool) -> Siblings:
-    """One token of each row per column of bits. A row without mass, or with NaN, gives none."""
-    left = q if replaced or bits.shape[1] == 1 else q.clone()
-    taken = q.new_zeros(len(q), 1, dtype=torch.float64)
-    tokens, minus = [], []
-    for column in bits.unbind(1):
-        token = draw_by_mass(left, column).clamp_(0, q.shape[1] - 1)[:, None]
-        tokens.append(torch.where(left.gather(1, token) > 0, token, NONE))
-        minus.append(taken)
-        if left is not q:
-            taken = taken + left.gather(1, token)
-            left.scatter_(1, token, 0.0)
-    return Siblings(torch.cat(tokens, 1), q, torch.cat(minus, 1))
+def _draw(mass: Tensor, bits: Tensor) -> tuple[Tensor, Tensor]:
+    """A token of each row and its mass, both [P, 1]; NONE of a row without mass, or with NaN.
+
+    mass: [P, V]; bits: [P].
+    """
+    token = draw_by_mass(mass, bits).clamp_(0, mass.shape[1] - 1)[:, None]
+    own = mass.gather(1, token)
+    return torch.where(own > 0, token, NONE), own
+
+
+def _joined(columns: Sequence[Tensor]) -> Tensor:
+    return columns[0] if len(columns) == 1 else torch.cat(tuple(columns), 1)

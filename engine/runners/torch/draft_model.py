@@ -1,0 +1,208 @@
+"""A second, smaller model that drafts for the requests of an engine, in its thread (spec_decode.md 6.1 to 6.3).
+
+It has page tables and a pool of its own. All trees of a step grow together, one forward pass per wave of places; the
+first one also computes the tokens that have been committed since the last draft.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from engine.pages import OutOfPages
+from engine.runners.torch.costs import sweep
+from engine.runners.torch.draft_head import DraftHead
+from engine.runners.torch.draft_passes import DraftPasses
+from engine.runners.torch.draft_rows import DraftRows, Growing, is_certain, law_of
+from engine.runners.torch.draft_slot import DraftSlot
+from engine.runners.torch.loader import LoadedModel, Sizes, load
+from engine.runners.torch.paged_model import PagedModel
+from engine.settings import EngineSettings, SettingsError
+from samplers.chain import resolve
+from samplers.rng import Noise, Stream
+from samplers.stack import SamplerStack
+from spec_decode.contract import DraftAdmission, DraftPlan, DraftTree
+from spec_decode.cost_model import DraftCost, Latency
+from spec_decode.draft_vocabulary import DraftVocabulary
+from spec_decode.drafters.growing_tree import GrowingTree
+from spec_decode.token_ranking import RankingError, TokenRanking
+from spec_decode.tree_forms import chain
+
+log = logging.getLogger(__name__)
+FULL = "full"
+_SWEEP_DEPTH = 2
+
+
+def load_draft(
+    model_id: str, settings: EngineSettings, target: LoadedModel, sizes: Sizes, ranking: TokenRanking | None = None
+) -> DraftModel:
+    """A draft model from a folder or hub id, which has the target's tokenizer: that is for the caller to check.
+
+    settings, sizes: the target's; ranking: of its tokens, for the settings' parts of the vocabulary. The draft model's
+    context may be shorter; longer texts get no drafts. Raises UnsupportedModelError, SettingsError or OSError.
+    """
+    return DraftModel(load(model_id, replace(settings, max_model_len=None)), settings, target, sizes, ranking)
+
+
+class DraftModel:
+    """A `Drafter`."""
+
+    @torch.inference_mode()
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        settings: EngineSettings,
+        target: LoadedModel,
+        sizes: Sizes,
+        ranking: TokenRanking | None = None,
+    ) -> None:
+        """With a pool for as many tokens as the target's. Arguments and errors as those of `load_draft`."""
+        if loaded.device != target.device:
+            raise SettingsError(f"the draft model is on {loaded.device}, the model on {target.device}")
+        loaded = replace(loaded, max_model_len=min(loaded.max_model_len, target.max_model_len))
+        self.model = PagedModel(loaded, sizes, settings.attention, settings.replay)
+        self._heads = _heads(self.model, target.vocab_size, settings.draft_vocab, ranking)
+        self._stack = SamplerStack(sizes.max_seqs, target.vocab_size, loaded.device, target.facts)
+        self._as_they_are = resolve({}, target.vocab_size)
+        self._slots: dict[int, DraftSlot] = {}  # those that were drafted for last come last
+        self._passes = DraftPasses(self.model, self._slots, sizes.max_batch_tokens)
+        self._max_slots = sizes.max_seqs
+
+    @torch.inference_mode()
+    def admit(self, slot: int, admission: DraftAdmission) -> None:
+        self.free(slot)
+        self._stack.admit(
+            slot,
+            self._as_they_are if admission.chain is None else admission.chain,
+            seed=admission.stream.key,
+            choice=admission.stream.choice,
+            prompt_ids=admission.tokens[: admission.prompt_length],
+            output_ids=admission.tokens[admission.prompt_length :],
+            ending_ids=admission.ending_ids,
+        )
+        self._slots[slot] = DraftSlot(self.model, admission)
+
+    @torch.inference_mode()
+    def commit(self, slot: int, tokens: Sequence[int]) -> None:
+        self._slots[slot].commit(tokens)
+
+    @torch.inference_mode()
+    def fork(self, parent: int, child: int, stream: Stream) -> None:
+        self.free(child)
+        self._stack.fork(parent, child, seed=stream.key, choice=stream.choice)
+        self._slots[child] = self._slots[parent].fork()
+
+    def free(self, slot: int, keep: bool = False) -> None:
+        """Harmless for a slot that nobody has."""
+        known = self._slots.pop(slot, None)
+        if known is not None:
+            known.release()
+            self._stack.free(slot)
+
+    @torch.inference_mode()
+    def propose(self, slots: Sequence[int], plans: Sequence[DraftPlan], noise: Noise) -> list[DraftTree]:
+        for slot in slots:
+            self._slots[slot] = self._slots.pop(slot)
+        try:
+            return self._propose(slots, plans, noise)
+        except Exception as error:
+            for slot in slots:  # of whose KV nobody can be sure
+                self._slots[slot].release()
+            if not isinstance(error, torch.OutOfMemoryError):
+                raise
+            log.warning("no drafts for %d requests: %s", len(slots), error)
+            return [DraftTree.one_hot([], []) for _ in slots]
+
+    def cost(self) -> DraftCost:
+        """Seconds of a level, measured; to be called before anybody is admitted."""
+        seconds = sweep(self._chains, max(self._max_slots, 2))
+        for slot in list(self._slots):
+            self.free(slot)
+        return DraftCost(Latency({rows: whole / _SWEEP_DEPTH for rows, whole in seconds.items()}), per_depth=True)
+
+    def check_integrity(self) -> None:
+        """Raises `engine.pages.IntegrityError` when pages and slots disagree."""
+        self.model.pages.check_integrity([slot.branch for slot in self._slots.values()])
+
+    def _propose(self, slots: Sequence[int], plans: Sequence[DraftPlan], noise: Noise) -> list[DraftTree]:
+        growing = [self._growing(at, slot, plan) for at, (slot, plan) in enumerate(zip(slots, plans, strict=True))]
+        trees = [DraftTree.one_hot([], []) for _ in slots]
+        lanes = max(plan.max_nodes for plan in plans)
+        by_part: dict[str, list[Growing]] = {}
+        for one in self._with_room(growing):
+            by_part.setdefault(self._slots[one.slot].admission.vocabulary, []).append(one)
+        for part, members in by_part.items():
+            rows = DraftRows(self._stack, noise, lanes)
+            self._grow(self._heads[part], members, rows)
+            q = rows.q()
+            for one in members:
+                trees[one.at] = one.tree.finish(q)
+        return trees
+
+    def _growing(self, at: int, slot: int, plan: DraftPlan) -> Growing:
+        known = self._slots[slot]
+        law = law_of(known.admission)
+        deepest = self.model.loaded.max_model_len - len(known.tokens)
+        return Growing(at, slot, law, GrowingTree(plan, is_certain(law), known.admission.ending_ids, deepest))
+
+    def _with_room(self, growing: Sequence[Growing]) -> list[Growing]:
+        """Those that have pages for what they are to compute, at the cost of requests that are not drafted for now,
+        first of those that have not been for the longest time."""
+        proposing = {one.slot for one in growing}
+        idle = [known for slot, known in self._slots.items() if slot not in proposing and known.computed]
+        fitting = []
+        for one in growing:
+            known = self._slots[one.slot]
+            while known.tokens:
+                try:
+                    known.reserve(one.tree)
+                    fitting.append(one)
+                    break
+                except OutOfPages:
+                    if not idle:
+                        known.release()
+                        break
+                    idle.pop(0).release()
+        return fitting
+
+    def _grow(self, head: DraftHead, growing: Sequence[Growing], rows: DraftRows) -> None:
+        wave = [(one, place) for one in growing for place in one.tree.wave()]
+        if wave:
+            logits = self._passes.roots(head, [one.slot for one, _ in wave])
+        while wave:
+            rows.grow(wave, logits)
+            wave = [(one, place) for one in growing for place in one.tree.wave()]
+            if wave:
+                logits = self._passes.nodes(head, [(one.slot, place.node) for one, place in wave])
+
+    def _chains(self, count: int) -> None:
+        """Draft a chain of `_SWEEP_DEPTH` levels for each of so many requests; more than there are slots for come one
+        after the other."""
+        for first in range(0, count, self._max_slots):
+            slots = range(min(count - first, self._max_slots))
+            for slot in slots:
+                if slot not in self._slots:
+                    self.admit(slot, DraftAdmission(tokens=(0,), prompt_length=1))
+            noise = Noise(np.arange(len(slots)), np.zeros(len(slots), np.int64), np.zeros(len(slots), np.int64))
+            self.propose(slots, [DraftPlan(_SWEEP_DEPTH, _SWEEP_DEPTH, chain(_SWEEP_DEPTH))] * len(slots), noise)
+
+
+def _heads(
+    model: PagedModel, vocabulary: int, parts: Mapping[str, int], ranking: TokenRanking | None
+) -> dict[str, DraftHead]:
+    """By the name of the part that they know of the target's tokens, of which there are `vocabulary`. Raises
+    SettingsError."""
+    heads = {FULL: DraftHead.whole(model, vocabulary)}
+    for name, size in parts.items():
+        if ranking is None:
+            raise SettingsError(f"draft_vocab.{name}: there is no ranking of the tokens")
+        try:
+            ids = ranking.subset(size).ids
+            heads[name] = DraftHead.part(model, DraftVocabulary(ids[ids < vocabulary], vocabulary))
+        except (RankingError, ValueError) as error:
+            raise SettingsError(f"draft_vocab.{name}: {error}") from error
+    return heads
