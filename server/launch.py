@@ -68,8 +68,9 @@ def serve_model(
     ngrams = None if config.ngrams is None else load_ngrams(config.ngrams, codec)
     tokens = ModelFacts(codec.pieces(), codec.special_ids, ngrams=ngrams)
     drafting = Drafting() if draft is None else load_drafting(config, find_model(draft), name, codec)
-    known = {} if draft is None else {"draft": drafting.draft, "ranking": drafting.ranking}
-    runner = TorchRunner.from_pretrained(folder, engine_settings(config), on_fatal, tokens, **known)
+    runner = TorchRunner.from_pretrained(
+        folder, engine_settings(config), on_fatal, tokens, drafting.draft, drafting.ranking
+    )
     model = ServedModel(
         id=served_id or (Path(name).name if Path(name).is_dir() else name),
         runner=runner,

@@ -39,7 +39,7 @@ from server.votes.compatibility import check_vote, flags_of
 from server.votes.election import Election
 from server.votes.problem import Problem
 from server.votes.request import VoteRequest, read_vote
-from spec_decode.facts import SpecFacts, SpecOffer
+from spec_decode.facts import SpecFacts
 from spec_decode.request import Plain, SpecRequest
 from voting.contract import Drawing
 
@@ -277,9 +277,7 @@ def make_plan(
 def _speculation(call: Call[Any], chain: Chain, max_tokens: int | None) -> SpecRequest | Plain:
     """How the choices are drafted for, checked even where there is nothing to generate. Raises SamplerError."""
     body, runner = call.body, call.model.runner
-    standing = SpecFacts(
-        getattr(runner, "offer", SpecOffer()), call.tenant is not None, call.state.limits.require_lossless
-    )
+    standing = SpecFacts(runner.offer, call.tenant is not None, call.state.limits.require_lossless)
     excluded = "return_sampler_trace" if body.return_sampler_trace else ""
     found = read_speculation(body.spec_decode, standing, chain, seeded=body.seed is not None, excluded=excluded)
     return Plain() if max_tokens == 0 else found

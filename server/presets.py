@@ -25,7 +25,7 @@ from server.speculation import read_speculation
 from server.state import Limits, ServedModel, ServerState
 from server.text.codec import TextCodec
 from server.votes.request import read_vote
-from spec_decode.facts import SpecFacts, SpecOffer
+from spec_decode.facts import SpecFacts
 
 log = logging.getLogger(__name__)
 NOT_PRESETTABLE = {
@@ -57,7 +57,6 @@ def usable_presets(model: ServedModel, state: ServerState, presets: Presets) -> 
 def check_presets_of(model: ServedModel, state: ServerState, presets: Presets) -> None:
     """`check_presets` with all that is known about a model and its server."""
     runner, limits = model.runner, state.limits
-    offer = getattr(runner, "offer", SpecOffer())
     check_presets(
         presets,
         model.tokenizer,
@@ -65,7 +64,7 @@ def check_presets_of(model: ServedModel, state: ServerState, presets: Presets) -
         runner.max_model_len,
         runner.facts,
         limits.max_k,
-        SpecFacts(offer, limits.past_outputs and bool(state.api_keys), limits.require_lossless),
+        SpecFacts(runner.offer, limits.past_outputs and bool(state.api_keys), limits.require_lossless),
     )
 
 
