@@ -10,8 +10,10 @@ import pytest
 
 from server.config import ServeConfig
 from server.launch import build_state
+from server.text.codec import TextCodec
 from tests.server.conformance.helpers import MODEL, data_lines, post_chat, post_completion, refused
-from tests.server.live import Live, start
+from tests.server.live import TINY, Live, start
+from tests.server.test_drafting import ranking_file
 from tests.server.test_speculation import said, samples
 
 pytestmark = pytest.mark.slow
@@ -174,3 +176,43 @@ def test_speculation_switched_off() -> None:
             refused(post_completion(client, spec_decode={}), "spec_decode.draft", code="draft_unavailable")
     finally:
         live.stop()
+
+
+@pytest.fixture(scope="module")
+def configured(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
+    """With keys, past outputs and a part of the draft's vocabulary."""
+    file = ranking_file(tmp_path_factory.mktemp("ranking"), TextCodec.load(TINY))
+    settings = {"draft_model": DRAFT, "draft_ranking": file, "draft_vocab": {"1k": 1024}, "max_model_len": 256}
+    live = start(build_state(ServeConfig(**settings, api_key=["one", "two"], spec_past_outputs=True, threads=1)))
+    yield live
+    live.stop()
+
+
+def asking(live: Live, key: str, **fields: Any) -> httpx.Response:
+    with httpx.Client(base_url=live.url, timeout=60, headers={"authorization": f"Bearer {key}"}) as client:
+        return post_completion(client, max_tokens=40, ignore_eos=True, **fields)
+
+
+def test_past_outputs_serve_their_own_key_only(configured: Live) -> None:
+    def accepted(key: str, scope: str = "tenant", **fields: Any) -> int:
+        way = {"draft": "suffix", "suffix": {"scope": scope}, "num_tokens": 6}
+        return int(said(asking(configured, key, spec_decode=way, **fields))["accepted"])
+
+    alone = accepted("one", "request")
+    assert accepted("one", "request", store=False) == alone
+    assert accepted("one") == alone  # nothing has been kept so far
+    assert accepted("two") == alone
+    again = accepted("one")
+    assert again > alone + 10
+    assert accepted("one", "request") == alone
+
+
+def test_drafts_from_a_part_of_the_vocabulary(configured: Live) -> None:
+    fields = {"return_token_ids": True}
+    way = {"draft": "draft_model", "num_tokens": 3, "draft_vocab": "1k"}
+    part, whole = (
+        asking(configured, "one", spec_decode=value, **fields) for value in (way, way | {"draft_vocab": "full"})
+    )
+    assert shown(part) == shown(whole)
+    assert said(part)["draft_vocab"] == "1k" and said(part)["accepted"] > 0
+    refused(asking(configured, "one", spec_decode=way | {"draft_vocab": "2k"}), "spec_decode.draft_vocab")
