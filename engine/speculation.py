@@ -30,6 +30,8 @@ from spec_decode.tree_forms import Form, depths, halving, part, static
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 NOTHING = Verified((), ())
+REST = 7  # steps: whether drawing drafts pays changes slowly, and finding out costs time in every step
+STALE_S = 0.1  # that totals may be old while steps are run
 
 
 @dataclass
@@ -39,6 +41,7 @@ class _Speculating:
     request: SpecRequest
     slot: int  # under which its drafter and the controller know it
     asked: bool = False  # its drafter has made a draft already
+    rest: int = 0  # steps until drafts that are drawn are thought of again
     candidate: Candidate | None = None  # of this step
     statistics: SpecStatistics = field(default_factory=SpecStatistics)
 
@@ -67,6 +70,8 @@ class Speculation:
         self._controller = Controller(self._costs)
         self._known: dict[Sequence, _Speculating] = {}
         self._totals: dict[tuple[str, str], SpecStatistics] = {}  # by (source, verifier)
+        self._changed, self._copied_at = False, 0.0
+        self._copy: Mapping[tuple[str, str], SpecStatistics] = {}
         self._broken: set[str] = set()  # sources that have raised: nothing more is drafted from them
 
     def draft(self, works: Many[Work]) -> None:
@@ -90,8 +95,9 @@ class Speculation:
         drawing: dict[str, list[tuple[_Proposal, list[int]]]] = {}
         for proposal, nodes in zip(proposals, chosen, strict=True):
             if not nodes:
-                continue
-            if proposal.tree is None:
+                if proposal.tree is None:
+                    proposal.known.rest = REST
+            elif proposal.tree is None:
                 drawing.setdefault(proposal.known.request.draft, []).append((proposal, nodes))
             else:
                 whole = len(nodes) == len(proposal.tree.tokens)
@@ -112,6 +118,7 @@ class Speculation:
         self._controller.observe(candidate, verified, len(emitted))
         self._contained(source, lambda drafter: drafter.commit(known.slot, emitted))
         known.statistics.add(verified, len(emitted))
+        self._changed = True
         self._totals.setdefault((source, known.request.verifier), SpecStatistics()).add(verified, len(emitted))
 
     def measured(self, works: Many[Work], seconds: float) -> None:
@@ -136,13 +143,13 @@ class Speculation:
             self._contained(known.request.draft, lambda drafter: drafter.free(known.slot, keep=finished))
             self._controller.free(known.slot)
 
-    def totals(self) -> dict[tuple[str, str], SpecStatistics]:
-        """Of all sequences, by (source, verifier); a copy."""
-        copies = {}
-        for key, total in self._totals.items():
-            copies[key] = SpecStatistics()
-            copies[key].absorb(total)
-        return copies
+    def totals(self) -> Mapping[tuple[str, str], SpecStatistics]:
+        """Of all sequences, by (source, verifier): a copy for other threads, not quite fresh while there is work."""
+        now = time.monotonic()
+        if self._changed and (not self._known or now - self._copied_at > STALE_S):
+            self._changed, self._copied_at = False, now
+            self._copy = {key: total.copy() for key, total in self._totals.items()}
+        return self._copy
 
     # --- who is drafted for
 
@@ -189,6 +196,9 @@ class Speculation:
             if known is None or known.request.draft in self._broken:
                 continue
             if work.count != 1 or work.draws != [work.sequence]:
+                continue
+            if known.rest:
+                known.rest -= 1
                 continue
             sequence = work.sequence
             left = sequence.active.request.max_tokens - sequence.position

@@ -100,7 +100,8 @@ class Controller:
         best = self._best(nodes, candidates, load)
         timid = {at for at, one in enumerate(candidates) if not self._asked(one).on and best.gain_of(at) < ON}
         if timid:
-            best = self._best(nodes.without(timid), candidates, load)
+            left = nodes.without(timid)
+            best = self._best(left, candidates, load) if len(left.owner) else _Best(left, 1.0, 0.0)
         chosen = best.chosen(len(candidates))
         self._switch(candidates, chosen)
         self._probe(candidates, chosen, load)
@@ -110,26 +111,31 @@ class Controller:
         """The best nodes of all. Gains fall along paths, so the most probable ones come with their parents; drafts cost
         by their depth, so those of at most each depth are tried. With one source nothing is better."""
         nodes = nodes.take(np.lexsort((-nodes.gain, ~nodes.fixed)))
-        limits = np.unique(np.append(0, nodes.depth))[:, None]
-        within = (nodes.depth <= limits) | nodes.fixed  # [limits, N]
+        sources = [candidates[owner].source for owner in nodes.owner.tolist()]
+        charging = {source for source in sources if self._costs.charges(source)}
+        if charging and not nodes.is_chain:
+            limits = np.array([0, *sorted(set(nodes.depth.tolist()))])[:, None]
+            within = (nodes.depth <= limits) | nodes.fixed  # [limits, N]
+        else:
+            within = np.ones((1, len(sources)), bool)  # nothing costs by depth, or the first nodes are the first depths
         room = max(load.max_rows - load.rows, 0)
         counts = _sums(within)  # [limits, N + 1]: of the first nodes, those within the limit
         tokens = load.tokens + _sums(within * nodes.gain)
         seconds = self._costs.verify(load.rows + counts, load.context)
-        sources = np.array([candidates[owner].source for owner in nodes.owner], object)
-        for source in set(sources):
-            own = sources == source
+        plain_s = float(seconds[0, 0])
+        for source in charging:
+            own = np.array([one == source for one in sources])
             deepest = np.maximum.accumulate(within * own * nodes.depth, 1)
-            seconds[:, 1:] += self._costs.draft(source, len(set(nodes.owner[own])), deepest)
+            seconds[:, 1:] += self._costs.draft(source, len(set(nodes.owner[own].tolist())), deepest)
         rates = tokens / seconds
         least = min(int(nodes.fixed.sum()), room)
         allowed = (counts <= room) & (np.arange(counts.shape[1]) >= least)
-        limit, size = np.unravel_index(np.where(allowed, rates, -1.0).argmax(), rates.shape)
+        limit, size = divmod(int(np.where(allowed, rates, -1.0).argmax()), rates.shape[1])
         kept = within[limit, :size]
         chosen = nodes.take(np.flatnonzero(kept))
         more_s = float(seconds[limit, size] - seconds[limit, least])
         lost = float(rates[limit, least]) * more_s
-        return _Best(chosen, float(rates[limit, size] / rates[0, 0]), lost)
+        return _Best(chosen, float(rates[limit, size]) * plain_s / load.tokens, lost)
 
     def _switch(self, candidates: Sequence[Candidate], chosen: Sequence[Sequence[int]]) -> None:
         for candidate, nodes in zip(candidates, chosen, strict=True):
@@ -212,6 +218,11 @@ class _Nodes:
             np.array([gain for own in gains for gain in own], np.float64),
             np.array([one.fixed for one in candidates for _ in one.form], bool),
         )
+
+    @property
+    def is_chain(self) -> bool:
+        """All belong to one candidate, one to each depth, in rising order."""
+        return bool((self.owner == self.owner[:1]).all() and (np.diff(self.depth) > 0).all())
 
     def take(self, which: npt.NDArray[Any]) -> _Nodes:
         return _Nodes(self.owner[which], self.node[which], self.depth[which], self.gain[which], self.fixed[which])

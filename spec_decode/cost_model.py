@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -20,28 +21,37 @@ class Latency:
 
     def __init__(self, sweep: Mapping[int, float]) -> None:
         """sweep: rows -> seconds, at least two entries."""
-        self._rows = np.array(sorted(sweep), np.float64)
-        self._seconds = np.array([sweep[rows] for rows in sorted(sweep)], np.float64)
-        self._floor = float(self._seconds.min())
+        self._rows = sorted(sweep)
+        self._seconds = [sweep[rows] for rows in self._rows]
+        self._least = _LEAST * min(self._seconds)
 
     def seconds(self, rows: npt.ArrayLike) -> Floats:
         """Of any shape; positive, whatever noise has done to the line."""
-        left, share = self._between(np.asarray(rows, np.float64))
-        line = (1 - share) * self._seconds[left] + share * self._seconds[left + 1]
-        return np.maximum(line, _LEAST * self._floor)
+        asked = np.asarray(rows, np.float64)
+        line = np.interp(asked, self._rows, self._seconds)
+        first, last = self._rows[0], self._rows[-1]
+        beyond = asked > last
+        if beyond.any():
+            line = np.where(beyond, self._seconds[-1] + (asked - last) * self._slope(-2), line)
+        before = asked < first
+        if before.any():
+            line = np.where(before, self._seconds[0] + (asked - first) * self._slope(0), line)
+        return np.maximum(line, self._least)
 
     def observe(self, rows: int, seconds: float) -> None:
         """Move the line at `rows` towards a measurement, by its two ends in proportion to their share in it (the
         normalised least mean squares filter: Nagumo and Noda 1967)."""
-        left, share = self._between(np.asarray(rows, np.float64))
-        shares = np.array([1 - share, share])
-        error = seconds - float(shares @ self._seconds[left : left + 2])
-        self._seconds[left : left + 2] += _RATE * error * shares / (shares @ shares)
+        left = min(max(bisect_right(self._rows, rows) - 1, 0), len(self._rows) - 2)
+        share = (rows - self._rows[left]) / (self._rows[left + 1] - self._rows[left])
+        shares = (1 - share, share)
+        error = seconds - sum(own * self._seconds[left + end] for end, own in enumerate(shares))
+        weight = sum(own * own for own in shares)
+        for end, own in enumerate(shares):
+            self._seconds[left + end] += _RATE * error * own / weight
 
-    def _between(self, rows: Floats) -> tuple[npt.NDArray[np.int64], Floats]:
-        """The measured point to the left, and the share of the one to the right; not in [0, 1] beyond the ends."""
-        left = np.clip(np.searchsorted(self._rows, rows, side="right") - 1, 0, len(self._rows) - 2)
-        return left, (rows - self._rows[left]) / (self._rows[left + 1] - self._rows[left])
+    def _slope(self, left: int) -> float:
+        """Seconds per row between a measured point and the next one."""
+        return (self._seconds[left + 1] - self._seconds[left]) / (self._rows[left + 1] - self._rows[left])
 
 
 @dataclass
@@ -60,6 +70,10 @@ class CostModel:
         that cost anything."""
         self._verify = dict(verify)
         self._draft = dict(draft)
+
+    def charges(self, source: str) -> bool:
+        """Whether its drafts cost anything."""
+        return source in self._draft
 
     def verify(self, rows: npt.ArrayLike, context: float) -> Floats:
         """Seconds of a step."""

@@ -40,6 +40,11 @@ class SpecStatistics:
         for name in ("reached", "passed", "sizes"):
             getattr(self, name).update(getattr(other, name))
 
+    def copy(self) -> SpecStatistics:
+        twin = SpecStatistics()
+        twin.absorb(self)
+        return twin
+
     def report(self, level: str) -> dict[str, Any]:
         """level: none, summary or detailed, as `stats` of the request."""
         if level == "none":
