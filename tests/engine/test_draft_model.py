@@ -14,10 +14,13 @@ from torch import Tensor, nn
 
 from engine.runners.torch.draft_model import DraftModel
 from engine.runners.torch.loader import LoadedModel, Sizes, check, load, sizes
+from engine.runners.torch.packing import Chunk
+from engine.runners.torch.step import Step
 from engine.settings import EngineSettings, SettingsError
 from models.embedded import DRAFT, TARGET, locate
 from samplers.chain import Chain, resolve
-from samplers.rng import Noise, Stream
+from samplers.quantise import draw_by_mass
+from samplers.rng import Noise, Purpose, Stream
 from samplers.stack import SamplerStack
 from spec_decode.contract import DraftAdmission, DraftPlan, DraftTree, Law
 from spec_decode.token_ranking import TokenRanking
@@ -69,6 +72,20 @@ class Pair:
         for tree in trees:
             tree.check()
         return trees
+
+    def computed(self, slots: Sequence[int], plans: Sequence[DraftPlan]) -> list[int]:
+        """Rows of every forward pass that a proposal takes."""
+        rows: list[int] = []
+        with pytest.MonkeyPatch.context() as patch:
+            pack = self.drafter.model.pack
+
+            def counted(chunks: list[Chunk], wanted: list[int]) -> Step:
+                rows.append(sum(len(chunk.tokens) for chunk in chunks))
+                return pack(chunks, wanted)
+
+            patch.setattr(self.drafter.model, "pack", counted)
+            self.propose(slots, plans, [0] * len(slots))
+        return rows
 
     def check_rows(self, tree: DraftTree, text: Sequence[int]) -> None:
         """Every drawn node of a tree behind this text comes from the row of a fresh pass; certain ones are its best."""
@@ -160,6 +177,54 @@ def test_long_texts_are_caught_up_with_in_several_passes() -> None:
         pair.check_rows(tree, texts[slot])
 
 
+def test_what_is_known_is_not_computed_again() -> None:
+    pair = Pair()
+    pair.drafter.admit(0, admission(PROMPT))
+    assert pair.computed([0], [plan(chain(3))]) == [len(PROMPT), 1, 1]
+    tokens = pair.propose([0], [plan(chain(3))], [0])[0].tokens.tolist()
+    pair.drafter.commit(0, [*tokens, 5])  # of the last draft there is no row yet
+    assert pair.computed([0], [plan(chain(2))]) == [2, 1]
+    pair.drafter.commit(0, [VOCABULARY - 1])
+    assert pair.computed([0], [plan(chain(1))]) == [1]
+    pair.drafter.admit(1, admission(PROMPT, "topk"))
+    tree = pair.propose([1], [plan(static((2, 2, 1), 10))], [0])[0]
+    pair.drafter.commit(1, [*path(tree, 5), 9])  # a path that is not the first one
+    assert pair.computed([1], [plan(chain(1))]) == [1]
+    pair.drafter.fork(1, 2, Stream(102, 0))
+    pair.drafter.commit(2, [3])
+    assert pair.computed([2], [plan(chain(1))]) == [1]
+
+
+def test_tokens_are_drawn_with_the_numbers_of_their_nodes() -> None:
+    pair = Pair()
+    for slot, law in enumerate(("iid", "swor")):
+        pair.drafter.admit(slot, admission(PROMPT, law, slot))
+    trees = pair.propose([0, 1], [plan(sequences(3, 3)), plan(static((3, 2), 9))], [4, 7])
+    for slot, (tree, start) in enumerate(zip(trees, (4, 7), strict=True)):
+        noise = Noise(np.array([slot + 100]), np.zeros(1, np.int64), np.array([start]))
+        assert tree.q is not None and len(tree.tokens) == 9
+        for node, token in enumerate(tree.tokens.tolist()):
+            mass = tree.q[tree.q_rows[[node]]].clone()
+            if tree.q_minus[node] > 0:
+                elders = np.flatnonzero(tree.parents[:node] == tree.parents[node])
+                assert tree.q_minus[node] == pytest.approx(mass[0, tree.tokens[elders]].sum().item(), abs=1e-6)
+                mass[0, tree.tokens[elders]] = 0.0
+            assert draw_by_mass(mass, torch.from_numpy(noise.bits(Purpose.DRAFT, node))).tolist() == [token]
+
+
+@pytest.mark.parametrize("law", ["auto", "iid", "swor", "hu", "topk", "shared"])
+def test_a_model_that_says_nothing_drafts_nothing(law: str) -> None:
+    pair = Pair()
+    table = pair.drafter.model.loaded.model.get_input_embeddings().weight
+    with torch.inference_mode():
+        table[PROMPT[-1]] = torch.nan
+    shared = {"shared_noise": True, "law": "auto"} if law == "shared" else {"law": law}
+    pair.drafter.admit(0, admission(PROMPT, chain=resolve({}, VOCABULARY), **shared))
+    pair.drafter.admit(1, admission(PROMPT[:-1]))
+    none, some = pair.propose([0, 1], [plan(chain(2))] * 2, [0, 0])
+    assert not len(none.tokens) and len(some.tokens)
+
+
 @pytest.mark.parametrize("forms", FORMS)
 def test_others_do_not_change_drafts(forms: str) -> None:
     together, alone = Pair(), Pair()
@@ -212,6 +277,19 @@ def test_without_room_others_give_way_and_then_there_are_no_drafts() -> None:
     assert sorted(sizes) == [0, 0, 3, 3]
     pair.drafter.commit(0, [5] * 40)  # more than there is at all
     assert [len(tree.tokens) for tree in pair.propose([0, 1], [wanted] * 2, [40, 0])] == [0, 3]
+
+
+def test_those_give_way_that_have_not_been_drafted_for_the_longest_time() -> None:
+    pair = Pair(num_pages=1 + 9)
+    for slot in range(3):
+        pair.drafter.admit(slot, admission(PROMPT, slot=slot))
+    one = [plan(chain(1))]
+    for slot in (0, 1, 2, 0, 1):  # 3 pages each
+        pair.propose([slot], one, [0])
+    pair.drafter.commit(1, [5])
+    assert pair.computed([1], one) == [1]  # a fourth page, and slot 2 has to go
+    assert pair.computed([0], one) == [1]
+    assert pair.computed([2], one) == [len(PROMPT)]
 
 
 def test_a_device_without_memory_gives_no_drafts(monkeypatch: pytest.MonkeyPatch) -> None:

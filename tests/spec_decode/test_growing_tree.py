@@ -126,6 +126,15 @@ def test_drawn_trees_grow_where_what_was_drawn_is_probable(nodes: int, depth: in
         assert tree.tokens[second] == max(first, key=lambda token: row(())[token])
 
 
+def test_there_are_no_more_waves_than_levels() -> None:
+    tree = GrowingTree(DraftPlan(15, 3, None, 3), False, {1, 2}, 9)
+    for _ in range(3):
+        for place in tree.wave():
+            tree.add(place, [1, 2, 3] if place.node < 0 else [4, 5, 6], 3, 0, scores=[-1.0, -1.0, -1.0])
+    assert tree.depths == [1] * 3 + [2] * 3 + [3] * 6  # a fourth could add three more of depth 3
+    assert tree.wave() == []
+
+
 def test_a_drawn_node_is_there_whatever_follows_it() -> None:
     """A larger tree begins with the smaller one wherever both have asked the same."""
     small, large = (grown(DraftPlan(nodes, 4, None, 2), drawn=True) for nodes in (8, 16))

@@ -58,7 +58,7 @@ class DraftSlot:
 
     def commit(self, tokens: Sequence[int]) -> None:
         """Keep the rows of drafted nodes that have become part of the text, drop the others."""
-        rows = self._rows_of(tokens[:-1])  # the last token's row is always wanted anew, for its logits
+        rows = self._rows_of(tokens)
         self._model.compact(self._branch, self.computed, rows)
         self._tree = None
         self.computed += len(rows)
