@@ -19,6 +19,9 @@ _MULTIPLIERS = 0xD2511F53, 0xCD9E8D57
 _INCREMENTS = 0x9E3779B9, 0xBB67AE85
 _ROUNDS = 10
 _MASK = 0xFFFFFFFF
+_LOW, _HALF = np.uint64(_MASK), np.uint64(32)
+_FACTORS = np.array(_MULTIPLIERS, np.uint64)
+_SCHEDULE = np.array(_INCREMENTS, np.uint64) * np.arange(_ROUNDS, dtype=np.uint64)[:, None]  # [rounds, 2]
 GROUP_CHOICE = _MASK  # choice word of numbers that belong to a whole group of choices
 
 
@@ -61,24 +64,31 @@ def philox_reference(counter: tuple[int, int, int, int], key: tuple[int, int]) -
 
 
 def philox(
-    keys: npt.ArrayLike, choices: npt.ArrayLike, positions: npt.ArrayLike, lanes: npt.ArrayLike, purpose: int
+    keys: npt.ArrayLike,
+    choices: npt.ArrayLike,
+    positions: npt.ArrayLike,
+    lanes: npt.ArrayLike,
+    purposes: npt.ArrayLike,
 ) -> tuple[npt.NDArray[np.uint64], ...]:
     """Blocks for broadcastable arrays of keys (int64) and counter words; four arrays of 32-bit words in uint64."""
     key = np.asarray(keys, np.int64).view(np.uint64)
-    mask, shift = np.uint64(_MASK), np.uint64(32)
-    k0, k1 = key & mask, key >> shift
-    shape = np.broadcast_shapes(*(np.shape(x) for x in (keys, choices, positions, lanes)))
-    a = np.broadcast_to(np.asarray(lanes, np.uint64), shape)
-    b = np.broadcast_to(np.asarray(positions, np.uint64), shape)
-    c = np.broadcast_to(np.asarray(choices, np.uint64), shape)
-    d = np.full(shape, purpose, np.uint64)
-    m0, m1 = np.uint64(_MULTIPLIERS[0]), np.uint64(_MULTIPLIERS[1])
-    i0, i1 = np.uint64(_INCREMENTS[0]), np.uint64(_INCREMENTS[1])
-    for _ in range(_ROUNDS):
-        p0, p1 = m0 * a, m1 * c
-        a, b, c, d = (p1 >> shift) ^ b ^ k0, p1 & mask, (p0 >> shift) ^ d ^ k1, p0 & mask
-        k0, k1 = (k0 + i0) & mask, (k1 + i1) & mask
-    return a, b, c, d
+    words = [np.asarray(x).astype(np.uint64, copy=False) for x in (lanes, positions, choices, purposes)]
+    shape = np.broadcast_shapes(key.shape, *(word.shape for word in words))
+    # both halves of a round at once: first the words that are multiplied, then the two others
+    first, second = np.empty((2, *shape), np.uint64), np.empty((2, *shape), np.uint64)
+    first[0], second[0], first[1], second[1] = words
+    halves = np.empty((2, *shape), np.uint64)
+    halves[0], halves[1] = key & _LOW, key >> _HALF
+    ends = (1,) * len(shape)
+    rounds = (halves + _SCHEDULE.reshape(_ROUNDS, 2, *ends)) & _LOW
+    factors = _FACTORS.reshape(2, *ends)
+    for own in rounds:
+        products = (first * factors)[::-1]
+        first = products >> _HALF
+        first ^= second
+        first ^= own
+        second = products & _LOW
+    return first[0], second[0], first[1], second[1]
 
 
 def k52(high: npt.NDArray[np.uint64], low: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:

@@ -135,7 +135,7 @@ class DraftBatch:
             law[self.there(drawn)] = self._drawn_law(requests[drawn], nodes[drawn])
         return law
 
-    def there(self, ids: Ids) -> Tensor:
+    def there(self, ids: npt.NDArray[Any]) -> Tensor:
         """Indices on the device of the rows."""
         return torch.from_numpy(ids).to(self.p.device)
 

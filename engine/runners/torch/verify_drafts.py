@@ -96,20 +96,22 @@ class DraftJudge:
     # --- sample and compare
 
     def _match(self, logits: Tensor, drafted: list[Drafted]) -> list[Judged]:
-        """Draws from all rows at once, whichever of them will be reached."""
+        """Draws from all rows at once, whichever of them will be reached. What the rule `match` does with them is a few
+        comparisons per request, made here."""
         rows, slots, positions, starts = _laid_out(drafted)
         sampled = self._stack.sample(_rows(logits, rows), slots, positions)
-        drawn = sampled.tokens
-        if sampled.failures:
-            drawn = drawn.clone()
-            drawn[list(sampled.failures)] = -1  # goes on with no draft
-        batch = DraftBatch.of([one.tree for one in drafted], sampled.processed, starts, drawn)
-        verdict = VERIFIERS.get(MATCH).verify(batch, self._noise(drafted), {})
+        drawn = sampled.tokens.tolist()
         judged = []
-        for b, one in enumerate(drafted):
-            path = verdict.path[b, : verdict.n_acc[b]].tolist()
-            found = _judged(one, path, int(verdict.next_token[b]), sampled.processed, starts[b], sampled.failures)
-            found.spoilt = _spoilt(sampled.failures, starts[b], len(one.tree.tokens))
+        for one, start in zip(drafted, starts.tolist(), strict=True):
+            children, path, place = _children(one.tree), [], ROOT
+            while start + 1 + place not in sampled.failures:
+                child = children.get((place, drawn[start + 1 + place]))
+                if child is None:
+                    break
+                path.append(child)
+                place = child
+            found = _judged(one, path, drawn[start + 1 + place], sampled.processed, start, sampled.failures)
+            found.spoilt = _spoilt(sampled.failures, start, len(one.tree.tokens))
             judged.append(found)
         return judged
 
