@@ -77,9 +77,8 @@ def philox(
     # both halves of a round at once: first the words that are multiplied, then the two others
     first, second = np.empty((2, *shape), np.uint64), np.empty((2, *shape), np.uint64)
     first[0], second[0], first[1], second[1] = words
-    halves = np.empty((2, *shape), np.uint64)
-    halves[0], halves[1] = key & _LOW, key >> _HALF
     ends = (1,) * len(shape)
+    halves = np.stack([key & _LOW, key >> _HALF]).reshape(2, *ends[key.ndim :], *key.shape)
     rounds = (halves + _SCHEDULE.reshape(_ROUNDS, 2, *ends)) & _LOW
     factors = _FACTORS.reshape(2, *ends)
     for own in rounds:
