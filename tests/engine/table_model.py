@@ -17,10 +17,13 @@ import torch
 from torch import Tensor
 
 from engine.engine import Engine, QueueLimits
+from engine.executor import Drafting
 from engine.pages import Pages
 from engine.request import DecodeRequest, FinishReason
 from engine.runners.torch.executor import TorchExecutor
+from engine.runners.torch.paged_model import PagedModel
 from engine.runners.torch.step import Step
+from engine.runners.torch.verify_drafts import DraftJudge
 from engine.scheduler import Scheduler
 from samplers.chain import resolve
 from samplers.model_facts import NO_FACTS, ModelFacts
@@ -46,26 +49,40 @@ class _NoMemory:
 
     def copy_pages(self, copies: Any) -> None: ...
 
+    def move(self, source: Tensor, target: Tensor) -> None: ...
+
     def mend(self, slots: Tensor) -> Tensor:
         return torch.zeros(len(slots), dtype=torch.bool)
+
+
+def look_up(table: Tensor, step: Step) -> Tensor:
+    """[R, V]: a forward pass."""
+    rows = step.logit_rows
+    return table[step.positions[rows], step.input_ids[rows]]
+
+
+class TableModel(PagedModel):
+    """A table in place of a loaded model."""
+
+    def __init__(self, table: Tensor, pages: Pages, facts: ModelFacts) -> None:
+        device = torch.device("cpu")
+        size = {"vocab_size": table.shape[-1], "max_model_len": table.shape[0]}
+        self.loaded: Any = SimpleNamespace(**size, device=device, facts=facts)
+        self.pages = pages
+        self.pool: Any = _NoMemory()
+        self.forward: Any = lambda step: look_up(table, step)
 
 
 class TableExecutor(TorchExecutor):
     """The torch executor with a table for a model."""
 
     def __init__(self, table: Tensor, max_seqs: int, num_pages: int, facts: ModelFacts = NO_FACTS) -> None:
-        device = torch.device("cpu")
-        self.table = table
+        self.model = TableModel(table, Pages(num_pages, 2, contiguous=True), facts)
+        self.loaded, self.pages, self.pool = self.model.loaded, self.model.pages, self.model.pool
         self.facts, self.vocab_size = facts, table.shape[-1]
-        self.loaded: Any = SimpleNamespace(vocab_size=table.shape[-1], device=device, facts=facts)
-        self.pages = Pages(num_pages, 2, contiguous=True)
-        self.pool: Any = _NoMemory()
-        self.forward: Any = self._look_up
-        self.stack = SamplerStack(max_seqs, table.shape[-1], device, facts)
-
-    def _look_up(self, step: Step) -> Tensor:
-        rows = step.logit_rows
-        return self.table[step.positions[rows], step.input_ids[rows]]
+        self.stack = SamplerStack(max_seqs, table.shape[-1], self.loaded.device, facts)
+        self.drafting = Drafting()
+        self._judge = DraftJudge(self.stack)
 
 
 def table_engine(

@@ -39,7 +39,7 @@ def scored(executor: FakeExecutor) -> None:
         result = execute(works)
         for one in result.drawn:
             known = len(one.sequence.tokens) - one.sequence.prompt_length
-            one.score = TokenScore(-float(known + 1), 1, ())
+            one.scores = [TokenScore(-float(known + 1), 1, ())]
         return result
 
     executor.execute = with_scores  # type: ignore[method-assign]
