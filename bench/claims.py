@@ -19,7 +19,8 @@ class Violated(RuntimeError):
 
 @dataclass(frozen=True)
 class Claim:
-    """`verdict`: 'reproduced', 'contradicted' or 'undecided'; of a target 'met' or 'missed'; else 'holds' or not."""
+    """`verdict`: 'reproduced' or 'contradicted', of a target 'met' or 'missed', where that is known; of what has to be
+    'holds' or not."""
 
     text: str
     measured: str
@@ -37,6 +38,12 @@ class Claim:
         """A target for the median of repeated measurements."""
         met = statistics.median(ratios) >= least
         return cls(f"{text}: at least {least:g}", spread(ratios, 2), "met" if met else "missed")
+
+    @classmethod
+    def of_target(cls, text: str, figure: Figure, least: float, measured: str) -> Claim:
+        """A target for a mean, met or missed where the whole interval says so. measured: the figure as it is shown."""
+        sure = "met" if figure.low >= least else "missed" if figure.high < least else "undecided"
+        return cls(text, measured, sure)
 
     @classmethod
     def of_figure(cls, text: str, figure: Figure, unit: str) -> Claim:

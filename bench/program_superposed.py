@@ -104,7 +104,7 @@ class Measuring:
                     for way in ways[shift:] + ways[:shift]:
                         # nothing is known of the prompt yet, whichever way comes first
                         salt = f"{n} {way} {turn} {item}"
-                        seconds[way] += self._sampling.seconds(self._timed(way, n, line, salt))
+                        seconds[way] += self._sampling.timed(self._timed(way, n, line, salt)).seconds
                 if turn:
                     for way in ways:
                         of_n[way].append(seconds[way])

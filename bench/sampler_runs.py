@@ -18,6 +18,8 @@ from engine.request import DecodeRequest, FinishReason
 from samplers.chain import Chain
 from server.config import load_config
 from server.launch import serve_model
+from spec_decode.request import SpecRequest
+from spec_decode.statistics import SpecStatistics
 
 SLOTS = 64
 
@@ -36,6 +38,7 @@ class Job:
     line: bool = False  # ends with the first token that holds a line break, which belongs to the sample
     salt: str = ""  # jobs of one salt share what has been computed of their prompts
     top: int | None = None  # also the log-probabilities of so many most probable tokens at each place
+    speculation: SpecRequest | None = None  # None: plain decoding
 
 
 @dataclass
@@ -47,6 +50,7 @@ class Sample:
     details: Mapping[str, Any] = field(default_factory=dict)  # what a program says about it
     ending: int | None = None  # the token that ended the text; None: it was cut, or its last token ended it
     top: list[list[float]] = field(default_factory=list)  # per drawn token, descending, where the job wants them; raw
+    speculation: SpecStatistics | None = None  # of a job that may speculate
 
 
 @dataclass
@@ -57,6 +61,14 @@ class Answer:
     report: Mapping[str, Any] = field(default_factory=dict)  # what a program says about the whole request
 
 
+@dataclass(frozen=True)
+class Timed:
+    """Jobs and their wall time."""
+
+    seconds: float  # of all of them
+    answers: dict[Hashable, Answer]
+
+
 class Failed(RuntimeError):
     """A job that ended in an error."""
 
@@ -64,11 +76,11 @@ class Failed(RuntimeError):
 class Sampling:
     """A loaded model; use as a context manager."""
 
-    def __init__(self, model: str, threads: int | None, ngrams: Path | None = None) -> None:
-        """`ngrams`: a file of tables for superposed decoding."""
+    def __init__(self, model: str, threads: int | None, ngrams: Path | None = None, draft: str | None = None) -> None:
+        """`ngrams`: a file of tables for superposed decoding; `draft`: a model that drafts for it."""
         names = None if ngrams is None else str(ngrams)
         config = load_config({"model": model, "threads": threads, "max_seqs": SLOTS, "ngrams": names}, {})
-        served = serve_model(model, config)
+        served = serve_model(model, config, draft=draft)
         self.codec, self.runner = served.tokenizer, served.runner
         self.eos = served.eos_token_ids
         pieces = enumerate(self.runner.facts.pieces or ())
@@ -94,16 +106,18 @@ class Sampling:
         self, jobs: Sequence[Job], done: Callable[[], None], at_once: int | None = None
     ) -> dict[Hashable, Answer]:
         """`run` where none may fail. Raises Failed."""
-        answers: dict[Hashable, Answer] = {}
-        for key, result in self.run(jobs, done, at_once).items():
-            if isinstance(result, Failed):
-                raise result
-            answers[key] = result
-        return answers
+        return _all_of(self.run(jobs, done, at_once))
 
-    def seconds(self, jobs: Sequence[Job]) -> float:
-        """Wall time of jobs one after the other. Raises Failed."""
-        return asyncio.run(self._in_turn(jobs))
+    def timed(self, jobs: Sequence[Job], at_once: int = 1) -> Timed:
+        """`at_once` at a time, by default one after the other. Raises Failed."""
+
+        async def clocked() -> tuple[float, dict[Hashable, Answer | Failed]]:
+            began = time.perf_counter()
+            results = await self._run(jobs, lambda: None, at_once)
+            return time.perf_counter() - began, results
+
+        seconds, results = asyncio.run(clocked())
+        return Timed(seconds, _all_of(results))
 
     async def _run(
         self, jobs: Sequence[Job], done: Callable[[], None], at_once: int
@@ -122,12 +136,6 @@ class Sampling:
         await asyncio.gather(*(work() for _ in range(at_once)))
         return results
 
-    async def _in_turn(self, jobs: Sequence[Job]) -> float:
-        began = time.perf_counter()
-        for job in jobs:
-            await self._one(job)
-        return time.perf_counter() - began
-
     async def _one(self, job: Job) -> Answer:
         request = self._request(job)
         answer = Answer([Sample() for _ in range(job.n)])
@@ -143,7 +151,7 @@ class Sampling:
                     raise Failed(delta.finish.message)
                 if delta.finish.stop_token_id in self.eos:
                     sample.ending = sample.tokens.pop()
-                sample.details = delta.finish.details
+                sample.details, sample.speculation = delta.finish.details, delta.finish.speculation
             if output.absent:
                 del answer.samples[-output.absent :]
             answer.report = output.report or answer.report
@@ -165,4 +173,15 @@ class Sampling:
             logprobs=job.top,
             delivery_interval_s=60.0,
             cache_salt=job.salt,
+            speculation=job.speculation,
         )
+
+
+def _all_of(results: Mapping[Hashable, Answer | Failed]) -> dict[Hashable, Answer]:
+    """Raises the first Failed."""
+    answers: dict[Hashable, Answer] = {}
+    for key, result in results.items():
+        if isinstance(result, Failed):
+            raise result
+        answers[key] = result
+    return answers

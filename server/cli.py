@@ -57,6 +57,18 @@ class VotingPart(StrEnum):
     ALL = "all"
 
 
+class SpecPart(StrEnum):
+    """The parts of `bench spec`."""
+
+    SPEED = "speed"
+    LOAD = "load"
+    ACCEPTANCE = "acceptance"
+    PASSES = "passes"
+    VOCABULARY = "vocabulary"
+    OVERHEAD = "overhead"
+    ALL = "all"
+
+
 def _help(name: str) -> str:
     return ServeConfig.model_fields[name].description or ""
 
@@ -413,6 +425,38 @@ def bench_voting(
         run_bench(part.value, samples, output, quick, threads)
     except (NoFigures, OSError, SamplesFileError, httpx.HTTPError) as error:
         fail(str(error))
+
+
+@bench.command("spec")
+def bench_spec(
+    part: Annotated[SpecPart, typer.Option(help="what to measure")] = SpecPart.ALL,
+    output: Annotated[Path | None, typer.Option(help="also write Markdown, JSON and PNGs to this folder")] = None,
+    quick: Annotated[bool, typer.Option(help="a few minutes instead of more than an hour; wide intervals")] = False,
+    threads: Annotated[int, typer.Option(min=1, help=_help("threads"))] = 2,
+) -> None:
+    """What speculation gives and costs beside plain decoding, for the embedded pair on held-out source and problems.
+
+    Speed: wall time of one request after the other, every way to draft and verify. Load: throughput of 16 requests at
+    once. Acceptance: drafts for one position, beside the most that any rule could accept. Passes: tokens per pass of
+    the target at equal numbers of drafted tokens. Vocabulary: what a part of the draft model's vocabulary saves and
+    loses. Overhead: what steps spend outside of forward passes. Every table ends with what is claimed and whether it
+    is met; the status is 1 if something does not hold that has to.
+
+    \b
+    drafthouse bench spec --quick
+    drafthouse bench spec --part passes --output results
+    """
+    _quiet_libraries()
+    from bench.claims import Violated
+    from bench.figures import NoFigures
+    from bench.spec import main as run_bench
+
+    try:
+        run_bench(part.value, output, quick, threads)
+    except (NoFigures, OSError) as error:
+        fail(str(error))
+    except Violated as error:
+        fail(f"does not hold: {error}", status=1)
 
 
 def _quiet_libraries() -> None:

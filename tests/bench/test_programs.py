@@ -125,8 +125,8 @@ def test_a_line_ends_a_choice_of_samples_and_of_programs_alike(sampling: Samplin
 
 def test_jobs_in_turn_take_longer_than_one(sampling: Sampling) -> None:
     job = Job("one", resolve({}, sampling.runner.vocab_size), (5, 6, 7), 1, 1, 12, whole=True)
-    sampling.seconds([job])
-    assert sampling.seconds([job] * 6) > sampling.seconds([job]) > 0
+    sampling.timed([job])
+    assert sampling.timed([job] * 6).seconds > sampling.timed([job]).seconds > 0
 
 
 # --- parts
