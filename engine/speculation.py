@@ -136,10 +136,8 @@ class Speculation:
         """The sequence has ended; harmless for others."""
         known = self._known.pop(sequence, None)
         if known is not None:
-            finished = sequence.finish is not None and sequence.finish.reason in (
-                FinishReason.STOP,
-                FinishReason.LENGTH,
-            )
+            # what the server has ended, at a stop string for one, is an output like others
+            finished = sequence.finish is not None and sequence.finish.reason is not FinishReason.ERROR
             self._contained(known.request.draft, lambda drafter: drafter.free(known.slot, keep=finished))
             self._controller.free(known.slot)
 

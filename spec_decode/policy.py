@@ -52,7 +52,7 @@ def resolve(wish: Wish, source: DraftSource, facts: SpecFacts) -> SpecRequest:
     return SpecRequest(
         draft=source.name,
         verifier=verifier,
-        num_tokens=wish.num_tokens,
+        num_tokens=None if wish.num_tokens is None else min(wish.num_tokens, facts.offer.max_depth),
         num_drafts=wish.num_drafts,
         sibling_law=law,
         tree=tree,

@@ -36,8 +36,9 @@ class Chance:
         corrections: [k] whether a draft was rejected there. A row without mass gives a token that means nothing.
         """
         noise = self._noise[requests]
-        noise = Noise(noise.keys, noise.choices, noise.positions + offsets)
-        bits = np.where(corrections, noise.bits(Purpose.RESIDUAL), noise.bits(Purpose.DRAW))
-        tokens = draw_by_mass(rows, torch.from_numpy(bits).to(rows.device)).clamp_(0, rows.shape[1] - 1)
+        purposes = np.where(corrections, int(Purpose.RESIDUAL), int(Purpose.DRAW))
+        words = philox(noise.keys, noise.choices, noise.positions + offsets, 0, purposes)
+        bits = torch.from_numpy(k52(words[0], words[1])).to(rows.device)
+        tokens = draw_by_mass(rows, bits).clamp_(0, rows.shape[1] - 1)
         found: Ids = tokens.cpu().numpy()
         return found

@@ -26,10 +26,11 @@ from spec_decode.verify.batch import ROOT, DraftBatch
 
 log = logging.getLogger(__name__)
 MATCH = "match"
+AT_ONCE = 32  # rows to draw from: of more, only those that are reached
 Ints = npt.NDArray[np.int64]
 
 
-@dataclass(slots=True)
+@dataclass(eq=False, slots=True)
 class Drafted:
     """A sequence with a draft in this step."""
 
@@ -77,17 +78,15 @@ class DraftJudge:
 
     def judge(self, logits: Tensor, drafted: Sequence[Drafted]) -> list[Judged]:
         """logits: [R, V] fp32, the rows of all drafts among them. In the order of `drafted`."""
-        walked, matched, ruled = [], [], []
-        for one in drafted:
-            if one.request.verifier != MATCH:
-                ruled.append(one)
-            elif self._stack.remembers(one.slot):
-                walked.append(one)
-            else:
-                matched.append(one)
+        ruled = [one for one in drafted if one.request.verifier != MATCH]
+        matched = [one for one in drafted if one.request.verifier == MATCH]
+        drawing = [one for one in matched if not one.sequence.active.request.chain.greedy]
+        few = sum(1 + len(one.tree.tokens) for one in drawing) <= AT_ONCE
+        at_once = [one for one in matched if not self._stack.remembers(one.slot) and (few or one not in drawing)]
+        walked = [one for one in matched if one not in at_once]
         judged = {
             id(one.drafted): one
-            for part, of in ((walked, self._walk), (matched, self._match), (ruled, self._verify))
+            for part, of in ((walked, self._walk), (at_once, self._match), (ruled, self._verify))
             if part
             for one in of(logits, part)
         }
@@ -96,7 +95,7 @@ class DraftJudge:
     # --- sample and compare
 
     def _match(self, logits: Tensor, drafted: list[Drafted]) -> list[Judged]:
-        """Draws from all rows at once, whichever of them will be reached. What the rule `match` does with them is a few
+        """Draws from all rows, whichever of them will be reached. What the rule `match` does with them is a few
         comparisons per request, made here."""
         rows, slots, positions, starts = _laid_out(drafted)
         sampled = self._stack.sample(_rows(logits, rows), slots, positions)
