@@ -250,7 +250,7 @@ def test_forks_share_what_is_computed_and_go_on_independently() -> None:
     tree = pair.propose([0], [form], [0])[0]
     pair.drafter.fork(0, 3, Stream(103, 0))
     pair.drafter.check_integrity()
-    texts = {0: [*PROMPT, *path(tree, 2), 1], 3: [*PROMPT, 2]}
+    texts = {0: [*PROMPT, *path(tree, 4), 1], 3: [*PROMPT, 2]}
     for slot, text in texts.items():
         pair.drafter.commit(slot, text[len(PROMPT) :])
     for slot, own in zip(texts, pair.propose([0, 3], [form] * 2, [1, 1]), strict=True):
@@ -474,6 +474,13 @@ def test_chains_stop_where_they_are_not_confident() -> None:
     assert 0 < stop < 6  # of this model; else the test says nothing
     [cut] = pair.propose([0], [replace(plan(chain(6)), gains=gains)], [0])
     assert cut.tokens.tolist() == whole.tokens[:stop].tolist()
+
+
+def test_memory_is_divided_between_both_models() -> None:
+    target, draft = loaded(tiny_model("llama")), loaded(tiny_model("llama", num_hidden_layers=2))
+    settings = EngineSettings(max_model_len=32, page_size=4, kv_bytes=2**20)
+    alone, both = sizes(target, settings), sizes(target, settings, draft)
+    assert both.num_pages - 1 == (alone.num_pages - 1) * 4 // 6  # layers
 
 
 def test_costs_are_measured_and_nobody_is_left() -> None:

@@ -45,7 +45,15 @@ def load_draft(
     settings, sizes: the target's; ranking: of its tokens, for the settings' parts of the vocabulary. The draft model's
     context may be shorter; longer texts get no drafts. Raises UnsupportedModelError, SettingsError or OSError.
     """
-    return DraftModel(load(model_id, replace(settings, max_model_len=None)), settings, target, sizes, ranking)
+    return DraftModel(load_beside(model_id, settings), settings, target, sizes, ranking)
+
+
+def load_beside(model_id: str, settings: EngineSettings) -> LoadedModel:
+    """The model alone, to be taken into account when memory is divided (`loader.sizes`). Raises as `load_draft`."""
+    try:
+        return load(model_id, replace(settings, max_model_len=None))
+    except torch.OutOfMemoryError as error:
+        raise SettingsError(f"draft_model {model_id} does not fit into the device's memory") from error
 
 
 class DraftModel:
@@ -64,7 +72,10 @@ class DraftModel:
         if loaded.device != target.device:
             raise SettingsError(f"the draft model is on {loaded.device}, the model on {target.device}")
         loaded = replace(loaded, max_model_len=min(loaded.max_model_len, target.max_model_len))
-        self.model = PagedModel(loaded, sizes, settings.attention, settings.replay)
+        try:
+            self.model = PagedModel(loaded, sizes, settings.attention, settings.replay)
+        except torch.OutOfMemoryError as error:
+            raise SettingsError("there is no memory left for the draft model's keys and values") from error
         self._heads = _heads(self.model, target.vocab_size, settings.draft_vocab, ranking)
         self._stack = SamplerStack(sizes.max_seqs, target.vocab_size, loaded.device, target.facts)
         self._as_they_are = resolve({}, target.vocab_size)

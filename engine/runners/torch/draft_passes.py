@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import itertools
+from bisect import bisect_right
 from collections.abc import Mapping, Sequence
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -47,19 +47,19 @@ class DraftPasses:
 
     def _logits(self, head: DraftHead, chunks: Sequence[Chunk], wanted: Sequence[int]) -> Tensor:
         """[R, V] of the last `wanted` rows of each chunk."""
-        ends = np.cumsum([len(chunk.tokens) for chunk in chunks])
+        ends = list(itertools.accumulate(len(chunk.tokens) for chunk in chunks))
         if ends[-1] <= self._max_rows:
             return self._pass(head, chunks, wanted)
         found, first = [], 0
         while first < len(chunks):
-            before = int(ends[first - 1]) if first else 0
-            last = max(int(np.searchsorted(ends, before + self._max_rows, side="right")), first + 1)
+            before = ends[first - 1] if first else 0
+            last = max(bisect_right(ends, before + self._max_rows), first + 1)
             found.append(self._pass(head, chunks[first:last], wanted[first:last]))
             first = last
         return torch.cat(found)
 
     def _pass(self, head: DraftHead, chunks: Sequence[Chunk], wanted: Sequence[int]) -> Tensor:
         by_pages = order([chunk.branch for chunk in chunks])
-        ends = dict(zip(by_pages, np.cumsum([len(chunks[at].tokens) for at in by_pages]).tolist(), strict=True))
+        ends = dict(zip(by_pages, itertools.accumulate(len(chunks[at].tokens) for at in by_pages), strict=True))
         rows = [row for at, count in enumerate(wanted) for row in range(ends[at] - count, ends[at])]
         return head(self._model.pack([chunks[at] for at in by_pages], rows))

@@ -141,8 +141,11 @@ def context_limit(config: Any, layers: list[LayerSpec]) -> tuple[int, str]:
     return limit, why
 
 
-def sizes(loaded: LoadedModel, settings: EngineSettings) -> Sizes:
-    """Resolve every size. Raises SettingsError when the KV memory cannot hold one full sequence."""
+def sizes(loaded: LoadedModel, settings: EngineSettings, draft: LoadedModel | None = None) -> Sizes:
+    """Resolve every size. Raises SettingsError when the KV memory cannot hold one full sequence.
+
+    draft: a model that has been loaded, too, and gets a pool of as many pages out of the same memory.
+    """
     settings.check()
     on_cpu = loaded.device.type == "cpu"
     page = settings.page_size or (64 if on_cpu else 256)  # the CUDA kernel's block table wants multiples of 256
@@ -150,7 +153,7 @@ def sizes(loaded: LoadedModel, settings: EngineSettings) -> Sizes:
     max_batch = _batch_tokens(settings, loaded.device)
     if max_batch < max_seqs:
         raise SettingsError(f"max_batch_tokens {max_batch} is less than max_seqs {max_seqs}")
-    per_token = bytes_per_token(loaded.layers, loaded.dtype)
+    per_token = sum(bytes_per_token(one.layers, one.dtype) for one in (loaded, draft) if one is not None)
     useful = max(max_seqs * (loaded.max_model_len + page), MIN_TOKENS) * per_token
     if on_cpu or settings.kv_bytes:
         available = min(4 * GIB, psutil.virtual_memory().available // 4)
