@@ -34,6 +34,29 @@ def _lanes(
     return out.reshape(count * height, heads * group, size), lse.reshape(count * height, heads * group)
 
 
+def _cover(
+    keys: Tensor,
+    values: Tensor,
+    asked: Tensor,
+    lanes: List[List[int]],  # noqa: UP006
+    rows: List[Tensor],  # noqa: UP006
+    masks: List[Tensor],  # noqa: UP006
+    first: int,
+    end: int,
+    scale: float,
+) -> Tuple[Tensor, Tensor]:  # noqa: UP006
+    """Parts first .. end - 1 of a plan: (out [T, Hq, D], lse [T, Hq] fp32), without weight for rows they lack."""
+    if rows[first].numel() == 0:
+        return _lanes(keys, values, asked, lanes[first], masks[first], scale)
+    out = torch.zeros_like(asked)
+    lse = torch.full([asked.size(0), asked.size(1)], -3.4028234663852886e38)  # kernels.HIDDEN
+    for i in range(first, end):
+        one, weight = _lanes(keys, values, asked.index_select(0, rows[i]), lanes[i], masks[i], scale)
+        out.index_copy_(0, rows[i], one)
+        lse.index_copy_(0, rows[i], weight)
+    return out, lse
+
+
 def _attend_lanes(
     keys: Tensor,
     values: Tensor,
@@ -41,39 +64,26 @@ def _attend_lanes(
     query: Tensor,
     key: Tensor,
     value: Tensor,
+    covers: List[int],  # noqa: UP006
     lanes: List[List[int]],  # noqa: UP006
     rows: List[Tensor],  # noqa: UP006
     masks: List[Tensor],  # noqa: UP006
-    first: int,
     scale: float,
 ) -> Tensor:
     """Store K and V, attend, merge. Shapes as `Backend.attend`; the plan as `cpu_plan.LanePlan`."""
     keys.index_copy_(1, slots, key[0])
     values.index_copy_(1, slots, value[0])
     asked = query[0].transpose(0, 1)  # [T, Hq, D]
-    if rows[0].numel() == 0:
-        out, lse = _lanes(keys, values, asked, lanes[0], masks[0], scale)
-    else:
-        out = torch.zeros(asked.shape)
-        lse = torch.full([asked.size(0), asked.size(1)], -3.4028234663852886e38)  # kernels.HIDDEN
-        for i in range(first):
-            one, weight = _lanes(keys, values, asked.index_select(0, rows[i]), lanes[i], masks[i], scale)
-            out.index_copy_(0, rows[i], one.float())
-            lse.index_copy_(0, rows[i], weight)
-    for i in range(first, len(lanes)):
-        if rows[i].numel() == 0:
-            one, weight = _lanes(keys, values, asked, lanes[i], masks[i], scale)
-            out = torch.lerp(out.float(), one.float(), torch.sigmoid(weight - lse).unsqueeze(-1))
-            lse = torch.logaddexp(lse, weight)
-        else:
-            one, weight = _lanes(keys, values, asked.index_select(0, rows[i]), lanes[i], masks[i], scale)
-            before = lse.index_select(0, rows[i])
-            share = torch.sigmoid(weight - before).unsqueeze(-1)
-            mixed = torch.lerp(out.index_select(0, rows[i]).float(), one.float(), share)
-            out = out.float().index_copy(0, rows[i], mixed)
-            lse = lse.index_copy(0, rows[i], torch.logaddexp(before, weight))
+    end = covers[0]
+    out, lse = _cover(keys, values, asked, lanes, rows, masks, 0, end, scale)
+    for more in covers[1:]:
+        other, weight = _cover(keys, values, asked, lanes, rows, masks, end, end + more, scale)
+        out = torch.lerp(out.float(), other.float(), torch.sigmoid(weight - lse).unsqueeze(-1))
+        lse = torch.logaddexp(lse, weight)
+        end += more
     return out.to(query.dtype).unsqueeze(0)
 
 
 _lanes = torch.jit.script(_lanes)
+_cover = torch.jit.script(_cover)
 attend_lanes = torch.jit.script(_attend_lanes)

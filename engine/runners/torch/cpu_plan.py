@@ -53,10 +53,10 @@ Cover = tuple[Part, ...]  # parts no two of which hold the same row
 class LanePlan:
     """A plan of nothing but lanes in TorchScript's types, cover by cover."""
 
+    covers: list[int]  # parts in each
     lanes: list[list[int]]  # count, height, start, stride, length of each part
     rows: list[Tensor]  # rows of T of each part; an empty tensor: every row in order
     masks: list[Tensor]  # as `Lanes.mask`; an empty tensor: nothing is hidden
-    first: int  # parts in the first cover
 
 
 @dataclass(frozen=True)
@@ -72,10 +72,10 @@ class Plan:
         assert len(lanes) == sum(map(len, self.covers))
         every = slice(0, self.rows)
         return LanePlan(
+            [len(cover) for cover in self.covers],
             [[part.count, part.height, part.start, part.stride, part.length] for part in lanes],
             [_NOTHING if part.rows == every else torch.arange(self.rows)[part.rows] for part in lanes],
             [_NOTHING if part.mask is None else part.mask for part in lanes],
-            len(self.covers[0]),
         )
 
 
@@ -131,30 +131,29 @@ def _trim(runs: tuple[Run, ...], low: int, high: int) -> Iterator[tuple[int, int
 
 
 def _stretches(span: Span, spec: LayerSpec, low: int) -> Iterator[tuple[int, int, int]]:
-    """As `_trim`: the lanes of a short span, whose rows see nothing before token `low`."""
+    """As `_trim`: the lanes of a short span, whose rows see nothing before token `low` of the context."""
     if span.is_decode or span.count * spec.group_size * (span.length - low) <= _LANE_MASK:
         yield from _trim(span.runs, low, span.length)
     else:
         yield from _trim(span.runs, low, span.context)
-        yield from _trim(span.runs, max(low, span.context), span.length)
+        yield from _trim(span.runs, span.context, span.length)
 
 
 def _visible(span: Span, spec: LayerSpec, token: int, length: int) -> np.ndarray | None:
     """[count, length] bool: what the rows see of the span's tokens from `token` on; None: everything."""
-    behind = token + length - span.context  # tokens of the stretch that lie behind the context
+    context = min(length, max(0, span.context - token))  # columns of the context
     hides = spec.first_visible(span.last_position) > min(token, span.context)
-    if span.is_decode or not (hides or behind > 0):
+    if span.is_decode or (context == length and not hides):
         return None
+    behind = slice(max(0, token - span.context), token + length - span.context)
     seen = np.ones((span.count, length), bool)
-    tokens = token + np.arange(length)  # those behind the context by their place, not their position
-    if behind > 0:
-        width = min(behind, length)
-        first = token + length - width - span.context
-        seen[:, length - width :] = span.seen[:, first : first + width]
-        tokens[length - width :] = span.key_positions[first : first + width]
+    if context < length:
+        seen[:, context:] = span.seen[:, behind]
     if hides:
-        lows = np.array([spec.first_visible(position) for position in span.positions.tolist()])
-        seen &= tokens >= lows[:, None]
+        positions = token + np.arange(length)
+        if context < length:
+            positions[context:] = span.key_positions[behind]
+        seen &= positions >= np.array([spec.first_visible(at) for at in span.positions.tolist()])[:, None]
     return seen
 
 

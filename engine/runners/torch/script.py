@@ -64,7 +64,7 @@ class Script:
 
     def whole(self, ids: Tensor, positions: Tensor, rows: Tensor, slots: Tensor, plans: list[LanePlan]) -> Tensor:
         """Logits of a step of short spans. plans: one for each of `kinds`."""
-        arguments = [part for plan in plans for part in (plan.lanes, plan.rows, plan.masks, plan.first)]
+        arguments = [part for plan in plans for part in (plan.covers, plan.lanes, plan.rows, plan.masks)]
         result: Tensor = self._run(ids, positions, rows, slots, *arguments)
         return result
 
@@ -109,15 +109,15 @@ class Script:
             query, key, value, layer, _ = node.args
             spec = self._pool.layers[layer]
             k = self.kinds.index(kind_of(spec))
-            plan = f"plan_lanes_{k}, plan_rows_{k}, plan_masks_{k}, plan_first_{k}, {spec.scale!r}"
+            plan = f"plan_covers_{k}, plan_lanes_{k}, plan_rows_{k}, plan_masks_{k}, {spec.scale!r}"
             lines.append(
                 f"{node.name} = attend_lanes(self.keys_{layer}, self.values_{layer}, plan_slots, "
                 f"{query.name}, {key.name}, {value.name}, {plan})"
             )
         given = [f"{node.name}: Tensor" for node in self._inputs] + ["plan_slots: Tensor"]
         for k in range(len(self.kinds)):
-            given += [f"plan_lanes_{k}: List[List[int]]", f"plan_rows_{k}: List[Tensor]"]
-            given += [f"plan_masks_{k}: List[Tensor]", f"plan_first_{k}: int"]
+            given += [f"plan_covers_{k}: List[int]", f"plan_lanes_{k}: List[List[int]]"]
+            given += [f"plan_rows_{k}: List[Tensor]", f"plan_masks_{k}: List[Tensor]"]
         lines.append(f"return {self._result[0].name}")
         self._define(f"def whole(self, {', '.join(given)}) -> Tensor:", lines)
         function: Callable[..., Tensor] = self._module.whole

@@ -66,7 +66,8 @@ class Span:
     @property
     def seen(self) -> np.ndarray:
         """[count, width] bool: which of the tokens behind the context each row sees, where no window hides them."""
-        return np.tri(self.count, dtype=bool) if self.tree is None else self.tree
+        every = np.arange(self.count)
+        return every[:, None] >= every if self.tree is None else self.tree
 
     @property
     def is_decode(self) -> bool:
