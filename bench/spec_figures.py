@@ -42,11 +42,9 @@ def _draw_ratios(
 ) -> None:
     """A panel per case; bars are medians, points rounds."""
     pyplot = require()
-    ways = max(map(len, ratios.values()))
-    figure, axes = pyplot.subplots(
-        1, len(ratios), figsize=(_WIDTH, 1.5 + 0.3 * ways), layout="constrained", squeeze=False
-    )
-    for axis, (case, by_way) in zip(axes[0], ratios.items(), strict=True):
+    height = 2 + 0.5 * max(map(len, ratios.values()))
+    figure, axes = pyplot.subplots(2, 2, figsize=(_WIDTH, height), layout="constrained")
+    for axis, (case, by_way) in zip(axes.flat, ratios.items(), strict=True):
         for place, values in enumerate(by_way.values()):
             axis.barh(place, statistics.median(values), 0.7, color="C0", alpha=0.5)
             axis.plot(values, [place] * len(values), "o", ms=3, color="C0", alpha=0.6)
@@ -55,8 +53,9 @@ def _draw_ratios(
             axis.axvline(value, color=f"C{number}", lw=1, ls=":", label=name)
         axis.set_yticks(range(len(by_way)), list(by_way), fontsize=8)
         axis.invert_yaxis()
-        axis.set(xlabel=label, title=case_name(case))
-    axes[0][0].legend(fontsize=7)
+        axis.set(title=case_name(case))
+    figure.supxlabel(label)
+    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside upper center", ncols=2, fontsize=9)
     _save(pyplot, figure, path)
 
 
@@ -80,27 +79,27 @@ def draw_acceptance(found: Acceptance, path: Path) -> None:
 
 def draw_passes(found: Passes, path: Path) -> None:
     pyplot = require()
-    figure, axes = pyplot.subplots(1, len(found.rows), figsize=(16, 5.5), layout="constrained", squeeze=False)
-    for axis, (case, rows) in zip(axes[0], found.rows.items(), strict=True):
+    figure, axes = pyplot.subplots(2, 2, figsize=(_WIDTH, 12), layout="constrained")
+    colours = pyplot.get_cmap("tab20").colors
+    for axis, (case, rows) in zip(axes.flat, found.rows.items(), strict=True):
         names = list(dict.fromkeys((row.drafts, row.rule) for row in rows))
         for number, name in enumerate(names):
             own = [row for row in rows if (row.drafts, row.rule) == name]
             figures = [row.tokens for row in own]
-            places = [BUDGETS.index(row.budget) + (number - len(names) / 2) * 0.06 for row in own]
+            aside = 0.7 * (number / len(names) - 0.5)
             axis.errorbar(
-                places,
+                [BUDGETS.index(row.budget) + aside for row in own],
                 [one.value for one in figures],
                 yerr=sides(figures),
-                fmt="-o",
+                fmt="o",
                 ms=4,
-                lw=0.8,
                 capsize=2,
-                color=f"C{number}",
+                color=colours[number % len(colours)],
                 label="; ".join(name),
             )
         axis.set_xticks(range(len(BUDGETS)), list(map(str, BUDGETS)))
         axis.set(xlabel="drafted tokens", ylabel="tokens per pass", title=case_name(case))
-        axis.grid(alpha=0.25)
+        axis.grid(alpha=0.25, axis="y")
         axis.legend(fontsize=7)
     _save(pyplot, figure, path)
 
