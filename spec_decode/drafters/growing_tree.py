@@ -33,11 +33,10 @@ class GrowingTree:
 
     def __init__(self, plan: DraftPlan, certain: bool, ending_ids: Collection[int], deepest: int) -> None:
         """certain: no token will be drawn; ending_ids: leaves; deepest: nodes below this depth stay leaves."""
+        self.form, self.gains, self.deepest = plan.form, plan.gains, deepest
         self._ending_ids = ending_ids
-        self._deepest = deepest
         self._growth = _growth(plan, certain)
         self._lanes = 0
-        self._gains = plan.gains
         self.tokens: list[int] = []
         self.parents: list[int] = []
         self.depths: list[int] = []
@@ -61,22 +60,22 @@ class GrowingTree:
         if not self.tokens and self._lanes:  # the root has got no child
             return []
         places = []
-        for node, count in self._growth.wave(self) if self._deepest >= 0 else ():
+        for node, count in self._growth.wave(self) if self.deepest >= 0 else ():
             places.append(Place(node, count, self._lanes))
             self._lanes += count
         return places
 
     def may_grow(self, node: int) -> bool:
-        return self.tokens[node] not in self._ending_ids and self.depths[node] <= self._deepest
+        return self.tokens[node] not in self._ending_ids and self.depths[node] <= self.deepest
 
     def depth(self, node: int) -> int:
         return 0 if node == ROOT else self.depths[node]
 
     def reached(self, node: int) -> float | None:
         """How probable it is that everything down to this node will be accepted. None: nothing depends on it."""
-        if self._gains is None:
+        if self.gains is None:
             return None
-        return 1.0 if node == ROOT else self._gains[self._growth.in_plan(node)]
+        return 1.0 if node == ROOT else self.gains[self._growth.in_plan(node)]
 
     def add(
         self,

@@ -12,15 +12,18 @@ from dataclasses import replace
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from engine.pages import OutOfPages
 from engine.runners.torch.costs import sweep
+from engine.runners.torch.draft_chains import DraftChains
 from engine.runners.torch.draft_head import DraftHead
 from engine.runners.torch.draft_passes import DraftPasses
 from engine.runners.torch.draft_rows import DraftRows, Growing, is_certain, law_of
 from engine.runners.torch.draft_slot import DraftSlot
 from engine.runners.torch.loader import LoadedModel, Sizes, load
 from engine.runners.torch.paged_model import PagedModel
+from engine.runners.torch.script import ScriptError
 from engine.settings import EngineSettings, SettingsError
 from samplers.chain import resolve
 from samplers.rng import Noise, Stream
@@ -28,7 +31,7 @@ from samplers.stack import SamplerStack
 from spec_decode.contract import DraftAdmission, DraftPlan, DraftTree
 from spec_decode.cost_model import DraftCost, Latency
 from spec_decode.draft_vocabulary import DraftVocabulary
-from spec_decode.drafters.growing_tree import GrowingTree
+from spec_decode.drafters.growing_tree import GrowingTree, Place
 from spec_decode.token_ranking import RankingError, TokenRanking
 from spec_decode.tree_forms import chain
 
@@ -82,6 +85,11 @@ class DraftModel:
         self._slots: dict[int, DraftSlot] = {}  # those that were drafted for last come last
         self._passes = DraftPasses(self.model, self._slots, sizes.max_batch_tokens)
         self._max_slots = sizes.max_seqs
+        self._scripted: DraftChains | None = None  # None: all goes pass by pass
+        try:
+            self._scripted = DraftChains(self.model, self._heads[FULL])
+        except ScriptError as reason:
+            log.info("chains are drafted pass by pass: %s", reason)
 
     @torch.inference_mode()
     def admit(self, slot: int, admission: DraftAdmission) -> None:
@@ -184,11 +192,28 @@ class DraftModel:
         wave = [(one, place) for one in growing for place in one.tree.wave()]
         if wave:
             logits = self._passes.roots(head, [one.slot for one, _ in wave])
+            wave, logits = self._without_chains(head, wave, logits, rows)
         while wave:
             rows.grow(wave, logits)
             wave = [(one, place) for one in growing for place in one.tree.wave()]
             if wave:
                 logits = self._passes.nodes(head, [(one.slot, place.node) for one, place in wave])
+
+    def _without_chains(
+        self, head: DraftHead, wave: list[tuple[Growing, Place]], logits: Tensor, rows: DraftRows
+    ) -> tuple[list[tuple[Growing, Place]], Tensor]:
+        """Draft those that are simple chains in one go; what is left of the roots, and its rows."""
+        scripted = self._scripted
+        if scripted is None or head is not self._heads[FULL]:
+            return wave, logits
+        taken = [at for at, (one, _) in enumerate(wave) if scripted.takes(one, self._slots[one.slot])]
+        for certain in (True, False):
+            members = [at for at in taken if is_certain(wave[at][0].law) == certain]
+            if members:
+                own = logits if len(members) == len(wave) else logits[members]
+                scripted.grow([(*wave[at], self._slots[wave[at][0].slot]) for at in members], own, rows)
+        left = [at for at in range(len(wave)) if at not in taken]
+        return [wave[at] for at in left], logits[left] if taken else logits
 
     def _chains(self, count: int) -> None:
         """Draft a chain of `_SWEEP_DEPTH` levels for each of so many requests; more than there are slots for come one

@@ -68,6 +68,16 @@ class DraftRows:
         """[rows, V] fp32 of all nodes that were drawn."""
         return None if not self._q else self._q[0] if len(self._q) == 1 else torch.cat(self._q)
 
+    def keep(self, q: Tensor) -> int:
+        """Keep rows that nodes were drawn from elsewhere; the number of the first. q: [n, V] fp32."""
+        self._q.append(q)
+        self._rows += len(q)
+        return self._rows - len(q)
+
+    def bits(self, members: Sequence[Growing], lanes: int) -> Tensor:
+        """[lanes, B] int64 in [0, 2^52) of the first lanes of these trees."""
+        return torch.from_numpy(self._all_bits()[[one.at for one in members], :lanes].T.copy())
+
     def grow(self, wave: Wave, logits: Tensor) -> None:
         """Add the children of these places to their trees. logits: [P, V] fp32, the model's rows there."""
         laws = [growing.law for growing, _ in wave]
@@ -109,21 +119,24 @@ class DraftRows:
         for row, (growing, place) in enumerate(wave):
             growing.tree.add(place, tokens[row], siblings.drawn, self._rows + row, minus[row], scores[row])
         if siblings.q is not None:
-            self._q.append(siblings.q)
-            self._rows += len(siblings.q)
+            self.keep(siblings.q)
 
     def _bits_of(self, law: str, wave: Wave, most: int) -> Tensor:
         """[most, P] int64; those of children that a place does not get are not used."""
         if law == TOPK:
             return torch.zeros(most, len(wave), dtype=torch.int64)
+        trees = np.array([growing.at for growing, _ in wave])
+        lanes = np.array([place.lane for _, place in wave]) + np.arange(most)[:, None]
+        return torch.from_numpy(self._all_bits()[trees, np.minimum(lanes, self._lanes - 1)])
+
+    def _all_bits(self) -> Ints:
+        """[B, lanes]"""
         noise = self._noise
         if self._bits is None:
             keys, choices, starts = noise.keys[:, None], noise.choices[:, None], noise.positions[:, None]
             words = philox(keys, choices, starts, np.arange(self._lanes), Purpose.DRAFT)
             self._bits = k52(words[0], words[1])
-        trees = np.array([growing.at for growing, _ in wave])
-        lanes = np.array([place.lane for _, place in wave]) + np.arange(most)[:, None]
-        return torch.from_numpy(self._bits[trees, np.minimum(lanes, self._lanes - 1)])
+        return self._bits
 
 
 def _perturbed(shaped: Tensor, noise: Noise) -> Tensor:

@@ -40,6 +40,10 @@ class DraftSlot:
         """Committed tokens to compute before anything can be drafted; at least the last one, whose row is wanted."""
         return len(self.tokens) - min(self.computed, len(self.tokens) - 1)
 
+    def places(self) -> list[tuple[int, int]]:
+        """Runs of slots [start, stop) that hold the committed tokens and the scratch rows."""
+        return self._model.pages.runs(self._branch, 0, self._branch.length)
+
     def fork(self) -> DraftSlot:
         self.forget_draft()
         child = copy(self)

@@ -19,6 +19,7 @@ from torch.fx import Node
 
 from engine.runners.torch.attention_script import attend_lanes  # read by the text of `whole`
 from engine.runners.torch.cpu_plan import LanePlan
+from engine.runners.torch.draft_script import draw, lanes_behind  # read by the text of `chains`
 from engine.runners.torch.layers import kind_of
 from engine.runners.torch.marker import ATTEND
 from engine.runners.torch.pool import KvPool
@@ -67,6 +68,19 @@ class Script:
         arguments = [part for plan in plans for part in (plan.covers, plan.lanes, plan.rows, plan.masks)]
         result: Tensor = self._run(ids, positions, rows, slots, *arguments)
         return result
+
+    def chains(self) -> Callable[..., tuple[Tensor, Tensor, Tensor]]:
+        """A function that drafts chains: see `draft_chains`. Of a model whose layers are all of one kind. Raises
+        ScriptError."""
+        if len(self.kinds) != 1:
+            raise ScriptError("layers of several kinds")
+        try:
+            self._define(_CHAINS[0], _CHAINS[1:])
+        except RuntimeError as error:
+            raise ScriptError(str(error).strip().splitlines()[0]) from error
+        assert draw is not None and lanes_behind is not None
+        function: Callable[..., tuple[Tensor, Tensor, Tensor]] = self._module.chains
+        return function
 
     def _stretches(self) -> list[tuple[list[Node], list[Node], Node | None]]:
         """(inputs, body, attention call that follows) of each stretch; sizes are computed where they are used."""
@@ -155,6 +169,42 @@ class Script:
         if argument is None:
             return "None"
         raise ScriptError(f"{type(argument).__name__} in the graph")
+
+
+# logits: [B, V'] at the roots; positions: [B] of the first nodes; slots: [D - 1, B]; lanes, rows, lengths, ends: of the
+# first nodes' rows; bits: [D, B] or empty (the most probable tokens); temperatures: [B, 1]; reached: [D, B] or empty
+_CHAINS = [
+    "def chains(self, logits: Tensor, positions: Tensor, slots: Tensor, lanes: List[List[int]], rows: List[Tensor], "
+    "lengths: List[Tensor], ends: List[Tensor], bits: Tensor, temperatures: Tensor, reached: Tensor, confident: float, "
+    "vocabulary: int) -> Tuple[Tensor, Tensor, Tensor]:",
+    "tokens: List[Tensor] = []",
+    "alive: List[Tensor] = []",
+    "laws: List[Tensor] = []",
+    "every = torch.arange(logits.size(0))",
+    "going = torch.ones([logits.size(0)], dtype=torch.bool)",
+    "covers = [len(lanes)]",
+    "for level in range(slots.size(0) + 1):",
+    "    row = logits[:, :vocabulary].float()",
+    "    if bits.numel() > 0:",
+    "        q = torch.softmax(row / temperatures, 1)",
+    "        token = draw(q, bits[level])",
+    "        going = going & (q.gather(1, token.unsqueeze(1)).squeeze(1) > 0)",
+    "        laws.append(q)",
+    "        if reached.numel() > 0:",
+    "            going = going & (reached[level] * q.amax(1) >= confident)",
+    "    else:",
+    "        token = row.argmax(1)",
+    "        if reached.numel() > 0:",
+    "            going = going & (reached[level] * torch.softmax(row, 1).amax(1) >= confident)",
+    "    tokens.append(token)",
+    "    alive.append(going)",
+    "    if level == slots.size(0) or not bool(going.any()):",
+    "        break",
+    "    grown, masks = lanes_behind(lanes, lengths, ends, level)",
+    "    logits = self.whole(token, positions + level, every, slots[level], covers, grown, rows, masks)[0]",
+    "q = torch.cat(laws) if len(laws) > 0 else torch.empty([0])",
+    "return torch.stack(tokens), torch.stack(alive), q",
+]
 
 
 class Segment:

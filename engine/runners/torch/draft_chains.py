@@ -1,0 +1,120 @@
+"""Chains of drafts without Python between their tokens, for a small model on a CPU: passes and draws in one call.
+
+For requests whose rows nothing shapes but a temperature. It drafts what `DraftRows` would, pass by pass.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from engine.runners.torch.draft_head import DraftHead
+from engine.runners.torch.draft_rows import DraftRows, Growing
+from engine.runners.torch.draft_slot import DraftSlot
+from engine.runners.torch.lanes import Lane, regular_lanes
+from engine.runners.torch.paged_model import PagedModel
+from engine.runners.torch.script import ScriptError
+from samplers.chain import Chain
+from spec_decode.controller import CONFIDENT
+from spec_decode.drafters.growing_tree import Place
+from spec_decode.tree_forms import chain
+
+log = logging.getLogger(__name__)
+SINGLE = ("auto", "iid", "swor", "hu")  # laws that are one where a place has one child
+_NOTHING = torch.empty(0)
+
+
+class DraftChains:
+    """Of one model."""
+
+    def __init__(self, model: PagedModel, head: DraftHead) -> None:
+        """head: the whole one. Raises ScriptError where the model's passes are no single script."""
+        program = model.forward.program
+        if program is None or program.script is None:
+            raise ScriptError("the forward pass is not scripted")
+        if any(not spec.is_full for spec in model.loaded.layers):
+            raise ScriptError("layers with windows")
+        if head.forward is not model.forward or len(head.vocabulary) != head.vocabulary.vocabulary:
+            raise ScriptError("a vocabulary of its own")
+        self._model = model
+        self._run = program.script.chains()
+        self._vocabulary = head.vocabulary.vocabulary
+
+    def takes(self, one: Growing, slot: DraftSlot) -> bool:
+        """Whether this tree is a chain of two nodes or more that it can draft. The slot has room for the draft."""
+        form = one.tree.form
+        if form is None or len(form) < 2 or form != chain(len(form)) or one.tree.deepest < len(form):
+            return False
+        if len(slot.places()) != 1:
+            return False
+        asked = slot.admission.chain
+        greedy = asked is not None and asked.greedy
+        return (greedy or one.law in SINGLE) and (asked is None or temperature_of(asked) is not None)
+
+    def grow(self, members: Sequence[tuple[Growing, Place, DraftSlot]], logits: Tensor, rows: DraftRows) -> None:
+        """Draft these chains, all of which are drawn or none. logits: [B, V] fp32 at their roots."""
+        drawn = members[0][0].law in SINGLE
+        depth = max(len(one.tree.form or ()) for one, _, _ in members)
+        first, ends = [], []  # slots [start, end) of each request's keys when its first node is computed
+        slots = np.zeros((depth - 1, len(members)), np.int64)  # the dummy page takes what is behind shorter drafts
+        reached = np.full((depth, len(members)), np.inf)
+        for b, (one, _, slot) in enumerate(members):
+            form = one.tree.form or ()
+            [(start, _)] = slot.places()
+            first.append((start, slot.computed + 1))
+            ends.append(slot.computed + len(form) - 1)
+            slots[: len(form) - 1, b] = start + slot.computed + np.arange(len(form) - 1)
+            gains = one.tree.gains
+            if gains is not None:
+                reached[: len(form), b] = [1.0, *gains[: len(form) - 1]]
+        longest = [Lane(b, start, end) for b, ((start, _), end) in enumerate(zip(first, ends, strict=True))]
+        batches = regular_lanes(tuple(longest), self._model.pool.num_slots)
+        lanes, places, lengths, limits = [], [], [], []
+        for batch in batches:
+            own = [lane.row for lane in batch]
+            stride = batch[1].start - batch[0].start if len(batch) > 1 else 0
+            lanes.append([len(batch), 1, batch[0].start, stride, 0])
+            in_order = own == list(range(len(members)))
+            places.append(_NOTHING if in_order else torch.tensor(own))
+            lengths.append(torch.tensor([first[b][1] for b in own]))
+            limits.append(torch.tensor([ends[b] for b in own]))
+        bits = rows.bits([one for one, _, _ in members], depth) if drawn else torch.empty(0, dtype=torch.int64)
+        temperatures = torch.tensor([[temperature_of(slot.admission.chain) or 1.0] for _, _, slot in members])
+        tokens, alive, q = self._run(
+            logits,
+            torch.tensor([slot.computed for _, _, slot in members]),
+            torch.from_numpy(slots),
+            lanes,
+            places,
+            lengths,
+            limits,
+            bits,
+            temperatures,
+            torch.from_numpy(reached) if np.isfinite(reached).any() else _NOTHING,
+            CONFIDENT,
+            self._vocabulary,
+        )
+        at = rows.keep(q) if drawn else 0
+        for level, (chosen, going) in enumerate(zip(tokens.tolist(), alive.tolist(), strict=True)):
+            for b, (one, root, slot) in enumerate(members):
+                if len(one.tree.tokens) < level or level == len(one.tree.form or ()):
+                    continue  # it has ended
+                if level:
+                    slot.draft_chunk([level - 1])  # whose keys have been computed
+                place = root if level == 0 else next(iter(one.tree.wave()), None)
+                if place is not None and going[b]:
+                    one.tree.add(place, [chosen[b]], int(drawn), at + level * len(members) + b)
+
+
+def temperature_of(asked: Chain | None) -> float | None:
+    """What all logits are divided by; None: something else shapes the row."""
+    if asked is None or not asked.stages:
+        return 1.0
+    if asked.greedy or len(asked.stages) > 1 or asked.stages[0].name != "temperature":
+        return None
+    values = asked.stages[0].values
+    return None if values["dynatemp_range"] else float(values["temperature"])
