@@ -8,7 +8,7 @@ from bench.claims import Claim
 from bench.progress import Begin, Done
 from bench.sampler_runs import Job, Sampling
 from bench.spec_texts import CODE, TASKS, TEMPERATURES, Case, case_name, chain_at, prompts
-from bench.spec_ways import AUTO, PLAIN, Way, distinct, named
+from bench.spec_ways import AUTO, PLAIN, Way, distinct, named, require_drafts
 from samplers.chain import Chain
 from spec_decode.request import SpecRequest
 from spec_decode.statistics import SpecStatistics
@@ -73,6 +73,8 @@ class Measuring:
                 for round_ in range(-1, self._size.rounds):  # round -1 warms up, and fills the prefix cache
                     self._round(task, chain, ways, rates, round_)
                     done()
+                for way, request in ways.items():
+                    require_drafts(way, request, rates[way].done)
         measured.claims = claims(measured)
         return measured
 

@@ -1,7 +1,7 @@
 """What a step spends outside of forward passes: `drafthouse bench spec --part overhead`.
 
 The engine says what its parts have taken; passes of both models are clocked where they are called, for most of drafting
-is passes of the draft model.
+is passes of the draft model. Where a small one drafts whole chains in one script, its passes count as drafting.
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ from bench.claims import Claim
 from bench.progress import Begin, Done
 from bench.sampler_runs import Job, Sampling
 from bench.spec_texts import CODE, chain_at, prompts
-from bench.spec_ways import PLAIN, Way, named
+from bench.spec_ways import PLAIN, Way, named, require_drafts
 from bench.tables import spread
 from engine.runners.torch.forward import Forward
 from engine.runners.torch.step import Step
 from spec_decode.request import SpecRequest
+from spec_decode.statistics import SpecStatistics
 
 AT_ONCE = 16
 MOST = 0.1  # target for the tree
@@ -74,7 +75,7 @@ class Measuring:
         begin((1 + self._size.rounds) * len(requests))
         for round_ in range(-1, self._size.rounds):  # round -1 warms up, and fills the prefix cache
             for name, request in requests.items():
-                steps, seconds = self._run(request, max(0, round_))
+                steps, seconds = self._run(name, request, max(0, round_))
                 if round_ >= 0:
                     whole = sum(seconds.values())
                     for part, own in seconds.items():
@@ -84,7 +85,7 @@ class Measuring:
         measured.claims = [claim(measured)]
         return measured
 
-    def _run(self, speculation: SpecRequest | None, seed: int) -> tuple[int, dict[str, float]]:
+    def _run(self, way: str, speculation: SpecRequest | None, seed: int) -> tuple[int, dict[str, float]]:
         """(steps, seconds by part) of all requests together."""
         jobs = [
             Job(
@@ -101,8 +102,12 @@ class Measuring:
         ]
         before = self._sampling.runner.stats()
         with clocked() as clock:
-            self._sampling.timed(jobs, AT_ONCE)
+            timed = self._sampling.timed(jobs, AT_ONCE)
         after = self._sampling.runner.stats()
+        done = SpecStatistics()
+        for answer in timed.answers.values():
+            done.absorb(answer.samples[0].speculation or SpecStatistics())
+        require_drafts(way, speculation, done)
         earlier, later = before.step_seconds or {}, after.step_seconds or {}
         seconds = {part: later[part] - earlier.get(part, 0.0) for part in later}
         return after.steps - before.steps, divided(seconds, clock.seconds)

@@ -13,7 +13,7 @@ from bench.claims import Claim
 from bench.progress import Begin, Done
 from bench.sampler_runs import Job, Sampling
 from bench.spec_texts import CODE, TASKS, TEMPERATURES, Case, Prompt, case_name, chain_at, prompts
-from bench.spec_ways import DRAWN, PLAIN, WAYS, Way, distinct
+from bench.spec_ways import DRAWN, PLAIN, WAYS, Way, distinct, require_drafts
 from samplers.chain import Chain
 from spec_decode.request import SpecRequest
 from spec_decode.statistics import SpecStatistics
@@ -87,6 +87,8 @@ class Measuring:
                 timings = speed.timings[task, temperature] = {way: Timing() for way in ways}
                 for round_ in range(-1, self._size.rounds):  # round -1 warms up, and fills the prefix cache
                     self._round(task, chain, ways, timings, round_, done)
+                for way, request in ways.items():
+                    require_drafts(way, request, timings[way].done)
         speed.claims = claims(speed)
         return speed
 

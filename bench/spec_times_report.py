@@ -74,7 +74,8 @@ def overhead_markdown(measured: Overhead) -> list[str]:
     return [
         f"{spec_overhead.AT_ONCE} requests at once, {size.tokens} tokens of code each at temperature 1, {size.rounds} "
         "rounds after one to warm up. Shares of the engine's steps, median (lowest-highest) over rounds; forward: "
-        f"passes of both models, draft: what else drafting takes. {_MEASURED_IN_PROCESS}",
+        "passes of both models, draft: what else drafting takes, and passes inside of scripts that draft whole chains. "
+        f"{_MEASURED_IN_PROCESS}",
         "",
         *markdown(("way", "step, ms", "not forward, %", *(f"{part}, %" for part in parts)), rows),
         "",

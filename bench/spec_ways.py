@@ -5,11 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from bench.sampler_runs import Failed
 from engine.runners.base import Runner
 from samplers.chain import Chain
+from spec_decode.contract import DRAFT_SOURCES
 from spec_decode.facts import SpecFacts, sampler_class
 from spec_decode.read import read_spec
 from spec_decode.request import SpecRequest
+from spec_decode.statistics import SpecStatistics
 
 PLAIN, AUTO = "plain", "auto"
 LOOKED_UP, DRAWN = "looked up", "draft model"
@@ -70,6 +73,14 @@ WAYS = (
 def named(*names: str) -> tuple[Way, ...]:
     by_name = {way.name: way for way in WAYS}
     return tuple(by_name[name] for name in names)
+
+
+def require_drafts(name: str, request: SpecRequest | None, done: SpecStatistics) -> None:
+    """A drafter that fails is switched off, and the engine goes on without it. Raises Failed for a way that has drafted
+    nothing although it says how many tokens it wants of a draft model."""
+    asked = request is not None and request.num_tokens is not None and DRAFT_SOURCES.get(request.draft).draws
+    if asked and not done.drafted:
+        raise Failed(f"'{name}' has drafted nothing")
 
 
 def distinct(ways: tuple[Way, ...], runner: Runner, chain: Chain) -> dict[str, SpecRequest | None]:

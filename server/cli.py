@@ -449,11 +449,12 @@ def bench_spec(
     _quiet_libraries()
     from bench.claims import Violated
     from bench.figures import NoFigures
+    from bench.sampler_runs import Failed
     from bench.spec import main as run_bench
 
     try:
         run_bench(part.value, output, quick, threads)
-    except (NoFigures, OSError) as error:
+    except (Failed, NoFigures, OSError) as error:
         fail(str(error))
     except Violated as error:
         fail(f"does not hold: {error}", status=1)

@@ -17,10 +17,10 @@ from bench import estimates, figures, spec, spec_acceptance, spec_load, spec_ove
 from bench import spec_vocabulary as vocabularies
 from bench.claims import Claim
 from bench.estimates import Figure
-from bench.sampler_runs import Sampling
+from bench.sampler_runs import Failed, Sampling
 from bench.spec_rig import Drafting, Pair, Rig
 from bench.spec_texts import CODE, PROBLEMS, TASKS, Place, chain_at, places, prompts
-from bench.spec_ways import AUTO, DRAWN, PLAIN, WAYS, distinct, named
+from bench.spec_ways import AUTO, DRAWN, PLAIN, WAYS, distinct, named, require_drafts
 from models.corpus import source_text
 from models.embedded import DRAFT, TARGET, locate
 from server.cli import SpecPart
@@ -140,6 +140,16 @@ def test_at_temperature_0_all_rules_are_one(sampling: Sampling) -> None:
     assert set(verifiers.values()) == {"match", "token", "block", "traversal", "hu", "rrs", "kseq"}
     assert all(name.split(",")[0] == rule for name, rule in verifiers.items() if "," in name)
     assert drawn[PLAIN] is None and {way.kind for way in WAYS} >= {PLAIN, AUTO, DRAWN}
+
+
+def test_ways_that_have_drafted_nothing_are_no_figures(sampling: Sampling) -> None:
+    requests = distinct(WAYS, sampling.runner, chain_at(sampling, 1.0))
+    nothing = SpecStatistics(steps=5, emitted=5)
+    with pytest.raises(Failed, match="block, 4"):
+        require_drafts("block, 4", requests["block, 4"], nothing)
+    require_drafts("block, 4", requests["block, 4"], SpecStatistics(steps=5, drafted=1, emitted=5))
+    for name in (PLAIN, AUTO, "prompt lookup"):
+        require_drafts(name, requests[name], nothing)
 
 
 def test_parts_of_the_command() -> None:
