@@ -273,7 +273,8 @@ class EngineLoop:
             delta.traces.append(one.trace)
         self._counters.generated_tokens += count
         self._speculation.learn(one, emitted)
-        if one.verified is not None:
+        # not of what holds NaN, nor of a branch that shared it and has been dropped
+        if one.verified is not None and one.failure is None and sequence.branch is not None:
             self._computed(sequence, min(len(one.verified.path), count))
         if finish is not None:
             self._finish(sequence, finish)

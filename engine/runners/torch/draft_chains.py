@@ -25,7 +25,7 @@ from spec_decode.tree_forms import chain
 
 log = logging.getLogger(__name__)
 SINGLE = ("auto", "iid", "swor", "hu")  # laws that are one where a place has one child
-_NOTHING = torch.empty(0)
+_NOTHING, _NO_BITS = torch.empty(0), torch.empty(0, dtype=torch.int64)
 
 
 class DraftChains:
@@ -45,9 +45,9 @@ class DraftChains:
         self._vocabulary = head.vocabulary.vocabulary
 
     def takes(self, one: Growing, slot: DraftSlot) -> bool:
-        """Whether this tree is a chain of two nodes or more that it can draft. The slot has room for the draft."""
+        """Whether this tree is a chain that it can draft. The slot has room for the draft."""
         form = one.tree.form
-        if form is None or len(form) < 2 or form != chain(len(form)) or one.tree.deepest < len(form):
+        if not form or form != chain(len(form)) or one.tree.deepest < len(form):
             return False
         if len(slot.places()) != 1:
             return False
@@ -55,56 +55,55 @@ class DraftChains:
         greedy = asked is not None and asked.greedy
         return (greedy or one.law in SINGLE) and (asked is None or temperature_of(asked) is not None)
 
-    def grow(self, members: Sequence[tuple[Growing, Place, DraftSlot]], logits: Tensor, rows: DraftRows) -> None:
-        """Draft these chains, all of which are drawn or none. logits: [B, V] fp32 at their roots."""
+    def grow(self, members: Sequence[tuple[Growing, Place, DraftSlot]], logits: Tensor | None, rows: DraftRows) -> None:
+        """Draft these chains, all of which are drawn or none. logits: [B, V] fp32 at their roots; None: of all of them
+        the last token is the only one to compute."""
         drawn = members[0][0].law in SINGLE
         depth = max(len(one.tree.form or ()) for one, _, _ in members)
-        first, ends = [], []  # slots [start, end) of each request's keys when its first node is computed
-        slots = np.zeros((depth - 1, len(members)), np.int64)  # the dummy page takes what is behind shorter drafts
+        roots = [len(slot.tokens) for _, _, slot in members]  # tokens that the root's row sees
+        slots = np.zeros((depth, len(members)), np.int64)  # the dummy page takes what is behind shorter drafts
         reached = np.full((depth, len(members)), np.inf)
+        longest = []
         for b, (one, _, slot) in enumerate(members):
-            form = one.tree.form or ()
+            size = len(one.tree.form or ())
             [(start, _)] = slot.places()
-            first.append((start, slot.computed + 1))
-            ends.append(slot.computed + len(form) - 1)
-            slots[: len(form) - 1, b] = start + slot.computed + np.arange(len(form) - 1)
-            gains = one.tree.gains
-            if gains is not None:
-                reached[: len(form), b] = [1.0, *gains[: len(form) - 1]]
-        longest = [Lane(b, start, end) for b, ((start, _), end) in enumerate(zip(first, ends, strict=True))]
-        batches = regular_lanes(tuple(longest), self._model.pool.num_slots)
-        lanes, places, lengths, limits = [], [], [], []
-        for batch in batches:
+            longest.append(Lane(b, start, roots[b] + size - 1))
+            slots[:size, b] = start + roots[b] - 1 + np.arange(size)
+            if one.tree.gains is not None:
+                reached[:size, b] = [1.0, *one.tree.gains[: size - 1]]
+        lanes, places, lengths, ends = [], [], [], []
+        for batch in regular_lanes(tuple(longest), self._model.pool.num_slots):
             own = [lane.row for lane in batch]
             stride = batch[1].start - batch[0].start if len(batch) > 1 else 0
             lanes.append([len(batch), 1, batch[0].start, stride, 0])
-            in_order = own == list(range(len(members)))
-            places.append(_NOTHING if in_order else torch.tensor(own))
-            lengths.append(torch.tensor([first[b][1] for b in own]))
-            limits.append(torch.tensor([ends[b] for b in own]))
-        bits = rows.bits([one for one, _, _ in members], depth) if drawn else torch.empty(0, dtype=torch.int64)
-        temperatures = torch.tensor([[temperature_of(slot.admission.chain) or 1.0] for _, _, slot in members])
+            places.append(_NOTHING if own == list(range(len(members))) else torch.tensor(own))
+            lengths.append(torch.tensor([roots[b] for b in own]))
+            ends.append(torch.tensor([lane.length for lane in batch]))
         tokens, alive, q = self._run(
-            logits,
-            torch.tensor([slot.computed for _, _, slot in members]),
+            torch.tensor([slot.tokens[-1] for _, _, slot in members]),
+            _NOTHING if logits is None else logits,
+            torch.tensor(roots) - 1,
             torch.from_numpy(slots),
             lanes,
             places,
             lengths,
-            limits,
-            bits,
-            temperatures,
+            ends,
+            rows.bits([one for one, _, _ in members], depth) if drawn else _NO_BITS,
+            torch.tensor([[temperature_of(slot.admission.chain) or 1.0] for _, _, slot in members]),
             torch.from_numpy(reached) if np.isfinite(reached).any() else _NOTHING,
             CONFIDENT,
             self._vocabulary,
         )
+        if logits is None:
+            for _, _, slot in members:
+                slot.chunk(1)  # has been computed
         at = rows.keep(q) if drawn else 0
         for level, (chosen, going) in enumerate(zip(tokens.tolist(), alive.tolist(), strict=True)):
             for b, (one, root, slot) in enumerate(members):
                 if len(one.tree.tokens) < level or level == len(one.tree.form or ()):
                     continue  # it has ended
                 if level:
-                    slot.draft_chunk([level - 1])  # whose keys have been computed
+                    slot.draft_chunk([level - 1])  # has been computed
                 place = root if level == 0 else next(iter(one.tree.wave()), None)
                 if place is not None and going[b]:
                     one.tree.add(place, [chosen[b]], int(drawn), at + level * len(members) + b)

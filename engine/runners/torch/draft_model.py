@@ -19,7 +19,7 @@ from engine.runners.torch.costs import sweep
 from engine.runners.torch.draft_chains import DraftChains
 from engine.runners.torch.draft_head import DraftHead
 from engine.runners.torch.draft_passes import DraftPasses
-from engine.runners.torch.draft_rows import DraftRows, Growing, is_certain, law_of
+from engine.runners.torch.draft_rows import DraftRows, Growing, Wave, is_certain, law_of
 from engine.runners.torch.draft_slot import DraftSlot
 from engine.runners.torch.loader import LoadedModel, Sizes, load
 from engine.runners.torch.paged_model import PagedModel
@@ -31,7 +31,7 @@ from samplers.stack import SamplerStack
 from spec_decode.contract import DraftAdmission, DraftPlan, DraftTree
 from spec_decode.cost_model import DraftCost, Latency
 from spec_decode.draft_vocabulary import DraftVocabulary
-from spec_decode.drafters.growing_tree import GrowingTree, Place
+from spec_decode.drafters.growing_tree import GrowingTree
 from spec_decode.token_ranking import RankingError, TokenRanking
 from spec_decode.tree_forms import chain
 
@@ -190,6 +190,7 @@ class DraftModel:
 
     def _grow(self, head: DraftHead, growing: Sequence[Growing], rows: DraftRows) -> None:
         wave = [(one, place) for one in growing for place in one.tree.wave()]
+        wave, _ = self._without_chains(head, wave, None, rows)
         if wave:
             logits = self._passes.roots(head, [one.slot for one, _ in wave])
             wave, logits = self._without_chains(head, wave, logits, rows)
@@ -200,20 +201,26 @@ class DraftModel:
                 logits = self._passes.nodes(head, [(one.slot, place.node) for one, place in wave])
 
     def _without_chains(
-        self, head: DraftHead, wave: list[tuple[Growing, Place]], logits: Tensor, rows: DraftRows
-    ) -> tuple[list[tuple[Growing, Place]], Tensor]:
-        """Draft those that are simple chains in one go; what is left of the roots, and its rows."""
+        self, head: DraftHead, wave: Wave, logits: Tensor | None, rows: DraftRows
+    ) -> tuple[Wave, Tensor | None]:
+        """Draft those that are simple chains in one go; what is left of the wave, and its rows.
+
+        logits: [P, V] fp32 at the roots; None: they have not been computed, and only those are drafted that lack
+        nothing else.
+        """
         scripted = self._scripted
         if scripted is None or head is not self._heads[FULL]:
             return wave, logits
         taken = [at for at, (one, _) in enumerate(wave) if scripted.takes(one, self._slots[one.slot])]
+        if logits is None:
+            taken = [at for at in taken if self._slots[wave[at][0].slot].missing == 1]
         for certain in (True, False):
             members = [at for at in taken if is_certain(wave[at][0].law) == certain]
             if members:
-                own = logits if len(members) == len(wave) else logits[members]
+                own = logits if logits is None or len(members) == len(wave) else logits[members]
                 scripted.grow([(*wave[at], self._slots[wave[at][0].slot]) for at in members], own, rows)
         left = [at for at in range(len(wave)) if at not in taken]
-        return [wave[at] for at in left], logits[left] if taken else logits
+        return [wave[at] for at in left], logits if logits is None or not taken else logits[left]
 
     def _chains(self, count: int) -> None:
         """Draft a chain of `_SWEEP_DEPTH` levels for each of so many requests; more than there are slots for come one

@@ -217,9 +217,11 @@ class TorchExecutor:
             drawn.verified = Verified(tuple(one.drafted.tree.parents.tolist()), one.path)
             result.drawn.append(drawn)
             at += count
-            if one.spoilt:
-                self.mend(sequence)  # before what was not accepted is out of reach
-            self.model.compact(sequence.branch, len(sequence.tokens) - 1, [0, *(1 + node for node in one.path)])
+            context, kept = len(sequence.tokens) - 1, [0, *(1 + node for node in one.path)]
+            if one.spoilt:  # what is kept is the loop's to distrust; the rest is out of reach in a moment
+                scratch = self.pages.slots(sequence.branch, context, 1 + len(one.drafted.tree.tokens))
+                self.pool.mend(torch.from_numpy(np.delete(scratch, kept)).to(logits.device))
+            self.model.compact(sequence.branch, context, kept)
 
     def _tell(self, behind: list[Sequence]) -> None:
         """Let the sampler state of branches hear of the tokens that their program has pushed since."""

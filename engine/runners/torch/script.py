@@ -171,19 +171,23 @@ class Script:
         raise ScriptError(f"{type(argument).__name__} in the graph")
 
 
-# logits: [B, V'] at the roots; positions: [B] of the first nodes; slots: [D - 1, B]; lanes, rows, lengths, ends: of the
-# first nodes' rows; bits: [D, B] or empty (the most probable tokens); temperatures: [B, 1]; reached: [D, B] or empty
+# token, positions: [B] of the roots; logits: [B, V'] there, or empty: they are computed; slots: [D, B], roots' first;
+# lanes, rows, lengths, ends: of the roots' rows; bits: [D, B] or empty (the most probable tokens are taken);
+# temperatures: [B, 1]; reached: [D, B] or empty
 _CHAINS = [
-    "def chains(self, logits: Tensor, positions: Tensor, slots: Tensor, lanes: List[List[int]], rows: List[Tensor], "
-    "lengths: List[Tensor], ends: List[Tensor], bits: Tensor, temperatures: Tensor, reached: Tensor, confident: float, "
+    "def chains(self, token: Tensor, logits: Tensor, positions: Tensor, slots: Tensor, lanes: List[List[int]], "
+    "rows: List[Tensor], lengths: List[Tensor], ends: List[Tensor], bits: Tensor, temperatures: Tensor, reached: Tensor, confident: float, "
     "vocabulary: int) -> Tuple[Tensor, Tensor, Tensor]:",
     "tokens: List[Tensor] = []",
     "alive: List[Tensor] = []",
     "laws: List[Tensor] = []",
-    "every = torch.arange(logits.size(0))",
-    "going = torch.ones([logits.size(0)], dtype=torch.bool)",
+    "every = torch.arange(token.size(0))",
+    "going = torch.ones([token.size(0)], dtype=torch.bool)",
     "covers = [len(lanes)]",
-    "for level in range(slots.size(0) + 1):",
+    "for level in range(slots.size(0)):",
+    "    if level > 0 or logits.numel() == 0:",
+    "        grown, masks = lanes_behind(lanes, lengths, ends, level)",
+    "        logits = self.whole(token, positions + level, every, slots[level], covers, grown, rows, masks)[0]",
     "    row = logits[:, :vocabulary].float()",
     "    if bits.numel() > 0:",
     "        q = torch.softmax(row / temperatures, 1)",
@@ -198,10 +202,8 @@ _CHAINS = [
     "            going = going & (reached[level] * torch.softmax(row, 1).amax(1) >= confident)",
     "    tokens.append(token)",
     "    alive.append(going)",
-    "    if level == slots.size(0) or not bool(going.any()):",
+    "    if not bool(going.any()):",
     "        break",
-    "    grown, masks = lanes_behind(lanes, lengths, ends, level)",
-    "    logits = self.whole(token, positions + level, every, slots[level], covers, grown, rows, masks)[0]",
     "q = torch.cat(laws) if len(laws) > 0 else torch.empty([0])",
     "return torch.stack(tokens), torch.stack(alive), q",
 ]
