@@ -176,8 +176,8 @@ class Script:
 # temperatures: [B, 1]; reached: [D, B] or empty
 _CHAINS = [
     "def chains(self, token: Tensor, logits: Tensor, positions: Tensor, slots: Tensor, lanes: List[List[int]], "
-    "rows: List[Tensor], lengths: List[Tensor], ends: List[Tensor], bits: Tensor, temperatures: Tensor, reached: Tensor, confident: float, "
-    "vocabulary: int) -> Tuple[Tensor, Tensor, Tensor]:",
+    "rows: List[Tensor], lengths: List[Tensor], ends: List[Tensor], bits: Tensor, temperatures: Tensor, "
+    "reached: Tensor, confident: float, vocabulary: int) -> Tuple[Tensor, Tensor, Tensor]:",
     "tokens: List[Tensor] = []",
     "alive: List[Tensor] = []",
     "laws: List[Tensor] = []",
