@@ -140,9 +140,14 @@ class DraftBatch:
         """Indices on the device of the rows."""
         return torch.from_numpy(ids).to(self.p.device)
 
+    @cached_property
+    def are_chains(self) -> bool:
+        """No node of any tree has siblings."""
+        return not (self.present & (self.parents != np.arange(-1, self.nodes - 1))).any()
+
     def check_chains(self, rule: str) -> None:
         """Raises TreeError unless every node has at most one child."""
-        if self.children.shape[2] > 2:
+        if not self.are_chains:
             raise TreeError(f"'{rule}' verifies chains only")
 
     @cached_property

@@ -40,8 +40,9 @@ class Block:
         last = np.maximum(lengths - 1, 0)
         uniforms = chance.accept(batch.nodes)
         whole = (lengths > 0) & (uniforms[every, last] < passing[every, last])
-        requests, nodes = np.nonzero(batch.present & (np.arange(batch.nodes) < last[:, None]) & ~whole[:, None])
-        if len(nodes):
+        inner = batch.present & (np.arange(batch.nodes) < last[:, None]) & ~whole[:, None]
+        if inner.any():
+            requests, nodes = inner.nonzero()
             passing[requests, nodes] = _chances(batch, requests, nodes, rates[requests, nodes + 1])
         passed = batch.present & (uniforms < passing)
         places = np.where(passed.any(1), batch.nodes - 1 - passed[:, ::-1].argmax(1), ROOT)

@@ -17,7 +17,10 @@ def verdict(
     path = np.full((len(batch), batch.depth + 1), -1, np.int32)
     accepted = batch.depths[every, places + 1]
     at = places
-    for _ in range(batch.depth):
+    if batch.are_chains:
+        nodes = np.arange(batch.depth + 1)
+        path, at = np.where(nodes <= places[:, None], nodes, -1).astype(np.int32), np.full_like(places, ROOT)
+    while (at != ROOT).any():
         inside = (at != ROOT).nonzero()[0]
         path[inside, batch.depths[inside, at[inside] + 1] - 1] = at[inside]
         at = np.where(at == ROOT, ROOT, batch.parents[every, at])

@@ -25,6 +25,7 @@ from spec_decode.tree_forms import chain
 
 log = logging.getLogger(__name__)
 SINGLE = ("auto", "iid", "swor", "hu")  # laws that are one where a place has one child
+MISSING = 2  # tokens: the last one of a draft that was accepted as a whole, and the one that followed
 _NOTHING, _NO_BITS = torch.empty(0), torch.empty(0, dtype=torch.int64)
 
 
@@ -56,8 +57,8 @@ class DraftChains:
         return (greedy or one.law in SINGLE) and (asked is None or temperature_of(asked) is not None)
 
     def grow(self, members: Sequence[tuple[Growing, Place, DraftSlot]], logits: Tensor | None, rows: DraftRows) -> None:
-        """Draft these chains, all of which are drawn or none. logits: [B, V] fp32 at their roots; None: of all of them
-        the last token is the only one to compute."""
+        """Draft these chains, all of which are drawn or none. logits: [B, V] fp32 at their roots; None: the last tokens
+        of all of them, at most `MISSING`, are computed as well."""
         drawn = members[0][0].law in SINGLE
         depth = max(len(one.tree.form or ()) for one, _, _ in members)
         roots = [len(slot.tokens) for _, _, slot in members]  # tokens that the root's row sees
@@ -79,7 +80,18 @@ class DraftChains:
             places.append(_NOTHING if own == list(range(len(members))) else torch.tensor(own))
             lengths.append(torch.tensor([roots[b] for b in own]))
             ends.append(torch.tensor([lane.length for lane in batch]))
+        missing = 1 if logits is not None else max(slot.missing for _, _, slot in members)
+        before, behind = (
+            np.zeros((missing - 1, len(members)), np.int64),
+            np.zeros((missing - 1, len(members)), np.int64),
+        )
+        for b, (_, _, slot) in enumerate(members):
+            for back in range(2, slot.missing + 1) if logits is None else ():
+                before[-back + 1, b] = slot.tokens[-back]
+                behind[-back + 1, b] = slots[0, b] - back + 1
         tokens, alive, q = self._run(
+            torch.from_numpy(before),
+            torch.from_numpy(behind),
             torch.tensor([slot.tokens[-1] for _, _, slot in members]),
             _NOTHING if logits is None else logits,
             torch.tensor(roots) - 1,
@@ -96,7 +108,7 @@ class DraftChains:
         )
         if logits is None:
             for _, _, slot in members:
-                slot.chunk(1)  # has been computed
+                slot.chunk(slot.missing)  # has been computed
         at = rows.keep(q) if drawn else 0
         for level, (chosen, going) in enumerate(zip(tokens.tolist(), alive.tolist(), strict=True)):
             for b, (one, root, slot) in enumerate(members):

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from engine.pages import OutOfPages
 from engine.runners.torch.costs import sweep
-from engine.runners.torch.draft_chains import DraftChains
+from engine.runners.torch.draft_chains import MISSING, DraftChains
 from engine.runners.torch.draft_head import DraftHead
 from engine.runners.torch.draft_passes import DraftPasses
 from engine.runners.torch.draft_rows import DraftRows, Growing, Wave, is_certain, law_of
@@ -206,14 +206,14 @@ class DraftModel:
         """Draft those that are simple chains in one go; what is left of the wave, and its rows.
 
         logits: [P, V] fp32 at the roots; None: they have not been computed, and only those are drafted that lack
-        nothing else.
+        little else.
         """
         scripted = self._scripted
         if scripted is None or head is not self._heads[FULL]:
             return wave, logits
         taken = [at for at, (one, _) in enumerate(wave) if scripted.takes(one, self._slots[one.slot])]
         if logits is None:
-            taken = [at for at in taken if self._slots[wave[at][0].slot].missing == 1]
+            taken = [at for at in taken if self._slots[wave[at][0].slot].missing <= MISSING]
         for certain in (True, False):
             members = [at for at in taken if is_certain(wave[at][0].law) == certain]
             if members:

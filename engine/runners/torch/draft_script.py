@@ -25,12 +25,12 @@ def _lanes_behind(
     ends: List[Tensor],  # noqa: UP006
     more: int,
 ) -> Tuple[List[List[int]], List[Tensor]]:  # noqa: UP006
-    """The lanes when every request has `more` tokens more, up to its end, and their masks. lengths, ends: [count] of
-    each part."""
+    """The lanes when every request has `more` tokens more, a negative number for fewer, up to its end, and their masks.
+    lengths, ends: [count] of each part."""
     grown: List[List[int]] = []  # noqa: UP006
     masks: List[Tensor] = []  # noqa: UP006
     for part, length, end in zip(lanes, lengths, ends):  # noqa: B905  TorchScript knows no strict
-        own = torch.minimum(length + more, end)
+        own = torch.minimum(length + more, end).clamp(min=1)
         longest = int(own.max())
         grown.append([part[0], part[1], part[2], part[3], longest])
         if int(own.min()) < longest:

@@ -171,12 +171,14 @@ class Script:
         raise ScriptError(f"{type(argument).__name__} in the graph")
 
 
-# token, positions: [B] of the roots; logits: [B, V'] there, or empty: they are computed; slots: [D, B], roots' first;
-# lanes, rows, lengths, ends: of the roots' rows; bits: [D, B] or empty (the most probable tokens are taken);
-# temperatures: [B, 1]; reached: [D, B] or empty
+# before, behind: [M, B] tokens in front of the roots that have to be computed as well, and their slots; of those that
+# have not, the dummy page's; token, positions: [B] of the roots; logits: [B, V'] there, or empty: they are computed;
+# slots: [D, B], the roots' first; lanes, rows, lengths, ends: of the roots' rows; bits: [D, B] or empty (the most
+# probable tokens are taken); temperatures: [B, 1]; reached: [D, B] or empty
 _CHAINS = [
-    "def chains(self, token: Tensor, logits: Tensor, positions: Tensor, slots: Tensor, lanes: List[List[int]], "
-    "rows: List[Tensor], lengths: List[Tensor], ends: List[Tensor], bits: Tensor, temperatures: Tensor, "
+    "def chains(self, before: Tensor, behind: Tensor, token: Tensor, logits: Tensor, positions: Tensor, "
+    "slots: Tensor, lanes: List[List[int]], rows: List[Tensor], lengths: List[Tensor], ends: List[Tensor], "
+    "bits: Tensor, temperatures: Tensor, "
     "reached: Tensor, confident: float, vocabulary: int) -> Tuple[Tensor, Tensor, Tensor]:",
     "tokens: List[Tensor] = []",
     "alive: List[Tensor] = []",
@@ -184,6 +186,10 @@ _CHAINS = [
     "every = torch.arange(token.size(0))",
     "going = torch.ones([token.size(0)], dtype=torch.bool)",
     "covers = [len(lanes)]",
+    "for lead in range(before.size(0)):",
+    "    back = lead - before.size(0)",
+    "    grown, masks = lanes_behind(lanes, lengths, ends, back)",
+    "    self.whole(before[lead], positions + back, every[:0], behind[lead], covers, grown, rows, masks)",
     "for level in range(slots.size(0)):",
     "    if level > 0 or logits.numel() == 0:",
     "        grown, masks = lanes_behind(lanes, lengths, ends, level)",
