@@ -180,8 +180,8 @@ class EngineLoop:
             return
         self._failures = 0
         executed = time.perf_counter()
-        self._speculation.measured(works, executed - drafted)
         self._commit(works, result)
+        self._speculation.measured(works, time.perf_counter() - drafted)
         self._count("schedule", planned - began)
         self._count("draft", drafted - planned)
         for part, seconds in result.seconds.items():

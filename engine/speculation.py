@@ -76,6 +76,7 @@ class Speculation:
 
     def draft(self, works: Many[Work]) -> None:
         """Attach drafts to those works of a planned step that are to have some, and reserve their slots."""
+        began = time.perf_counter()
         if not self._sources:
             return
         for work in works:
@@ -103,7 +104,8 @@ class Speculation:
                 whole = len(nodes) == len(proposal.tree.tokens)
                 self._attach(proposal, proposal.tree if whole else proposal.tree.part(nodes))
         for source, wanted in drawing.items():
-            self._draw(source, wanted)
+            self._draw(source, wanted, began)
+            began = time.perf_counter()
 
     def learn(self, one: Drawn, emitted: Many[int]) -> None:
         """What a step has given a sequence. emitted: the tokens that went into its output, fewer than drawn where it
@@ -122,7 +124,7 @@ class Speculation:
         self._totals.setdefault((source, known.request.verifier), SpecStatistics()).add(verified, len(emitted))
 
     def measured(self, works: Many[Work], seconds: float) -> None:
-        """What a step of these works has taken. Prompts cost other than drafts, and are nothing to learn from."""
+        """What a step of these works has taken, drafting apart. Prompts cost other than drafts: nothing to learn."""
         if self._known and all(work.count == 1 for work in works):
             context = sum(work.context for work in works) / len(works)
             self._costs.observe_verify(sum(work.rows for work in works), context, seconds)
@@ -237,12 +239,12 @@ class Speculation:
 
     # --- drafts
 
-    def _draw(self, source: str, wanted: Many[tuple[_Proposal, list[int]]]) -> None:
-        """Let a source draw drafts of these nodes of what was planned, for all requests together."""
+    def _draw(self, source: str, wanted: Many[tuple[_Proposal, list[int]]], began: float) -> None:
+        """Let a source draw drafts of these nodes of what was planned, for all requests together. began: when the step
+        was first thought about, which would have been left out without drafts."""
         slots = [proposal.known.slot for proposal, _ in wanted]
         plans = [self._narrowed(proposal, nodes) for proposal, nodes in wanted]
         noise = self._executor.noise([proposal.work.sequence for proposal, _ in wanted])
-        began = time.perf_counter()
         trees = self._contained(source, lambda drafter: drafter.propose(slots, plans, noise))
         seconds = time.perf_counter() - began
         if trees is None:

@@ -60,6 +60,7 @@ class DraftCost:
 
     latency: Latency
     per_depth: bool  # of one level of the trees; False: of whole trees, of any depth
+    fixed_s: float = 0.0  # and of any draft at all, beside its levels
 
 
 class CostModel:
@@ -84,8 +85,8 @@ class CostModel:
         levels = np.asarray(depths, np.float64)
         if source not in self._draft:
             return np.zeros_like(levels)
-        cost = self._draft[source]
-        return (levels if cost.per_depth else np.minimum(levels, 1.0)) * cost.latency.seconds(requests)
+        cost, some = self._draft[source], np.minimum(levels, 1.0)
+        return (levels if cost.per_depth else some) * cost.latency.seconds(requests) + some * cost.fixed_s
 
     def observe_verify(self, rows: int, context: float, seconds: float) -> None:
         self._at(context).observe(rows, seconds)
@@ -93,7 +94,8 @@ class CostModel:
     def observe_draft(self, source: str, requests: int, depth: int, seconds: float) -> None:
         """seconds: of the drafts of a step; depth: of the deepest tree."""
         cost = self._draft[source]
-        cost.latency.observe(requests, seconds / depth if cost.per_depth else seconds)
+        rest = seconds - cost.fixed_s
+        cost.latency.observe(requests, rest / depth if cost.per_depth else rest)
 
     def _at(self, context: float) -> Latency:
         """Of the measured context that is the nearest by ratio."""

@@ -37,7 +37,7 @@ from spec_decode.tree_forms import chain
 
 log = logging.getLogger(__name__)
 FULL = "full"
-_SWEEP_DEPTH = 2
+_SWEEP_DEPTH = 5
 
 
 def load_draft(
@@ -138,10 +138,14 @@ class DraftModel:
 
     def cost(self) -> DraftCost:
         """Seconds of a level, measured; to be called before anybody is admitted."""
-        seconds = sweep(self._chains, max(self._max_slots, 2))
+        seconds = sweep(lambda count: self._chains(count, _SWEEP_DEPTH), max(self._max_slots, 2))
+        shallow = sweep(lambda count: self._chains(count, 1), 2)
         for slot in list(self._slots):
             self.free(slot)
-        return DraftCost(Latency({rows: whole / _SWEEP_DEPTH for rows, whole in seconds.items()}), per_depth=True)
+        level = max(seconds[1] - shallow[1], 0.0) / (_SWEEP_DEPTH - 1)
+        fixed = max(shallow[1] - level, 0.0)
+        levels = {rows: max(whole - fixed, level) / _SWEEP_DEPTH for rows, whole in seconds.items()}
+        return DraftCost(Latency(levels), per_depth=True, fixed_s=fixed)
 
     def check_integrity(self) -> None:
         """Raises `engine.pages.IntegrityError` when pages and slots disagree."""
@@ -222,16 +226,15 @@ class DraftModel:
         left = [at for at in range(len(wave)) if at not in taken]
         return [wave[at] for at in left], logits if logits is None or not taken else logits[left]
 
-    def _chains(self, count: int) -> None:
-        """Draft a chain of `_SWEEP_DEPTH` levels for each of so many requests; more than there are slots for come one
-        after the other."""
+    def _chains(self, count: int, depth: int) -> None:
+        """Draft a chain for each of so many requests; more than there are slots for come one after the other."""
         for first in range(0, count, self._max_slots):
             slots = range(min(count - first, self._max_slots))
             for slot in slots:
                 if slot not in self._slots:
                     self.admit(slot, DraftAdmission(tokens=(0,), prompt_length=1))
             noise = Noise(np.arange(len(slots)), np.zeros(len(slots), np.int64), np.zeros(len(slots), np.int64))
-            self.propose(slots, [DraftPlan(_SWEEP_DEPTH, _SWEEP_DEPTH, chain(_SWEEP_DEPTH))] * len(slots), noise)
+            self.propose(slots, [DraftPlan(depth, depth, chain(depth))] * len(slots), noise)
 
 
 def _heads(
