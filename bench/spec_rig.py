@@ -17,7 +17,7 @@ from torch import Tensor
 
 from bench.spec_texts import Place
 from engine.pages import Branch
-from engine.runners.torch.draft_model import load_draft
+from engine.runners.torch.draft_model import DraftModel, load_beside
 from engine.runners.torch.loader import load, sizes
 from engine.runners.torch.packing import Chunk
 from engine.runners.torch.paged_model import PagedModel
@@ -90,7 +90,8 @@ class Pair:
         )
         loaded = load(locate(TARGET), settings)
         self.target = PagedModel(loaded, sizes(loaded, settings))
-        self.drafter = load_draft(locate(DRAFT), settings, loaded, sizes(loaded, settings), ranking)
+        beside = load_beside(locate(DRAFT), settings)
+        self.drafter = DraftModel(beside, settings, loaded, sizes(loaded, settings, beside), ranking)
         self.branches: list[Branch] = []  # of the target, one per place
 
     @torch.inference_mode()

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from samplers.contract import SamplerError
-from samplers.rng import Noise
+from samplers.rng import Noise, Stream
 from spec_decode.contract import DRAFT_SOURCES, DraftAdmission, DraftPlan, DraftTree
 from spec_decode.drafters import PromptLookup
 
@@ -46,7 +46,7 @@ def test_it_finds_what_a_search_finds(
     drafter = PromptLookup().new_drafter()
     options = {"min": low, "max": low + more, "pick": "first" if first else "recent"}
     drafter.admit(3, DraftAdmission(prompt, len(prompt), options, frozenset(ending)))
-    drafter.fork(3, 1)
+    drafter.fork(3, 1, Stream(0, 1))
     drafter.commit(1, [0, 1, 2])
     plan = DraftPlan(most, 5)
     for at in range(0, len(output), 3):

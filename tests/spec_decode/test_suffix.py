@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from samplers.rng import Noise
+from samplers.rng import Noise, Stream
 from spec_decode.contract import DRAFT_SOURCES, DraftAdmission, DraftPlan
 from spec_decode.drafters import Suffix
 from spec_decode.drafters.automaton import SuffixAutomaton
@@ -180,7 +180,7 @@ def test_the_source_proposes_for_its_slots() -> None:
     options = {param.name: param.neutral for param in source.params}
     drafter.admit(4, DraftAdmission([5, 6, 7, 8, 5, 6], 4, options))
     drafter.admit(2, DraftAdmission([1], 1, options))
-    drafter.fork(4, 0)
+    drafter.fork(4, 0, Stream(0, 1))
     drafter.commit(0, [7])
     plan = DraftPlan(5, 5, chain(5))
     trees = drafter.propose([4, 2, 0], [plan] * 3, NO_NOISE)

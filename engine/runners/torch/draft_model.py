@@ -40,19 +40,12 @@ FULL = "full"
 _SWEEP_DEPTH = 5
 
 
-def load_draft(
-    model_id: str, settings: EngineSettings, target: LoadedModel, sizes: Sizes, ranking: TokenRanking | None = None
-) -> DraftModel:
-    """A draft model from a folder or hub id, which has the target's tokenizer: that is for the caller to check.
-
-    settings, sizes: the target's; ranking: of its tokens, for the settings' parts of the vocabulary. The draft model's
-    context may be shorter; longer texts get no drafts. Raises UnsupportedModelError, SettingsError or OSError.
-    """
-    return DraftModel(load_beside(model_id, settings), settings, target, sizes, ranking)
-
-
 def load_beside(model_id: str, settings: EngineSettings) -> LoadedModel:
-    """The model alone, to be taken into account when memory is divided (`loader.sizes`). Raises as `load_draft`."""
+    """A draft model from a folder or hub id, to be taken into account when memory is divided (`loader.sizes`). It has
+    the target's tokenizer, which is for the caller to check; its context may be shorter, longer texts get no drafts.
+
+    settings: the target's. Raises UnsupportedModelError, SettingsError or OSError.
+    """
     try:
         return load(model_id, replace(settings, max_model_len=None))
     except torch.OutOfMemoryError as error:
@@ -71,7 +64,11 @@ class DraftModel:
         sizes: Sizes,
         ranking: TokenRanking | None = None,
     ) -> None:
-        """With a pool for as many tokens as the target's. Arguments and errors as those of `load_draft`."""
+        """With a pool for as many tokens as the target's.
+
+        loaded: of `load_beside`; settings, sizes: the target's; ranking: of its tokens, for the settings' parts of the
+        vocabulary. Raises UnsupportedModelError or SettingsError.
+        """
         if loaded.device != target.device:
             raise SettingsError(f"the draft model is on {loaded.device}, the model on {target.device}")
         loaded = replace(loaded, max_model_len=min(loaded.max_model_len, target.max_model_len))

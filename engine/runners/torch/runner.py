@@ -10,7 +10,7 @@ import torch
 from engine.engine import Engine, QueueLimits
 from engine.request import DecodeRequest, Output
 from engine.runners.base import Capability, Health, Stats
-from engine.runners.torch.draft_model import DraftModel, load_draft
+from engine.runners.torch.draft_model import DraftModel, load_beside
 from engine.runners.torch.draft_sources import draft_sources
 from engine.runners.torch.executor import TorchExecutor
 from engine.runners.torch.loader import LoadedModel, Sizes, load, sizes
@@ -44,7 +44,8 @@ class TorchRunner:
         settings: EngineSettings,
         model_id: str = "model",
         on_fatal: Callable[[BaseException], None] | None = None,
-        load_draft: Callable[[LoadedModel, Sizes], DraftModel] | None = None,
+        load_draft: Callable[[], LoadedModel] | None = None,
+        ranking: TokenRanking | None = None,
     ) -> None:
         """Load, check and start. Raises UnsupportedModelError, SettingsError or OSError.
 
@@ -59,10 +60,11 @@ class TorchRunner:
                 torch.set_num_threads(settings.threads)
             with torch.inference_mode():
                 loaded = load_model()
-                resolved = sizes(loaded, settings)
+                beside = load_draft() if load_draft is not None and settings.spec_max_len else None
+                resolved = sizes(loaded, settings, beside)
                 executor = TorchExecutor(loaded, resolved, settings.attention, settings.replay)
                 if settings.spec_max_len:
-                    draft = None if load_draft is None else load_draft(loaded, resolved)
+                    draft = None if beside is None else DraftModel(beside, settings, loaded, resolved, ranking)
                     executor.use_drafts(draft_sources(draft), settings.spec_max_len, resolved.max_batch_tokens)
                 return loaded, resolved, executor
 
@@ -104,16 +106,13 @@ class TorchRunner:
         needs most, for the parts of `settings.draft_vocab`. Raises UnsupportedModelError, SettingsError or OSError.
         """
 
-        def drafter(target: LoadedModel, resolved: Sizes) -> DraftModel:
-            assert draft is not None
-            return load_draft(draft, settings, target, resolved, ranking)
-
         return cls(
             lambda: load(model_id, settings, tokens),
             settings,
             model_id,
             on_fatal,
-            None if draft is None else drafter,
+            None if draft is None else lambda: load_beside(draft, settings),
+            ranking,
         )
 
     def submit(self, request: DecodeRequest) -> AsyncIterator[Output]:
