@@ -18,9 +18,10 @@ from engine.request import FinishReason
 from engine.scheduler import Scheduler, Work
 from engine.sequence import Sequence
 from samplers.chain import DEFAULT_DRAW, Chain, Item
+from samplers.rng import Noise
 from samplers.temperature import GREEDY_BELOW
 from spec_decode.acceptance import Verified
-from spec_decode.contract import DraftAdmission, Drafter, DraftPlan, DraftTree, LoadedSource
+from spec_decode.contract import DraftAdmission, Drafter, DraftPlan, DraftTree, LoadedSource, TreeError
 from spec_decode.controller import Candidate, Controller, Load
 from spec_decode.cost_model import CostModel
 from spec_decode.request import SpecRequest, depth_limit
@@ -215,7 +216,7 @@ class Speculation:
         tree, form, matched = None, plan.form, 0
         if not self._sources[request.draft].source.draws:
             noise = self._executor.noise([work.sequence])
-            trees = self._contained(request.draft, lambda drafter: drafter.propose([known.slot], [plan], noise))
+            trees = self._contained(request.draft, lambda drafter: self._asked(drafter, [known.slot], [plan], noise))
             if not trees:
                 return None
             [tree] = trees
@@ -237,6 +238,17 @@ class Speculation:
                 self._broken.add(source)
         return None
 
+    def _asked(self, drafter: Drafter, slots: list[int], plans: list[DraftPlan], noise: Noise) -> list[DraftTree]:
+        """What it proposes. Raises TreeError for what is no draft."""
+        trees = drafter.propose(slots, plans, noise)
+        if len(trees) != len(slots):
+            raise TreeError(f"{len(trees)} trees for {len(slots)} requests")
+        for tree in trees:
+            tree.check()
+            if len(tree.tokens) and not 0 <= tree.tokens.min() <= tree.tokens.max() < self._executor.vocab_size:
+                raise TreeError("a draft holds ids that are no tokens")
+        return trees
+
     # --- drafts
 
     def _draw(self, source: str, wanted: Many[tuple[_Proposal, list[int]]], began: float) -> None:
@@ -245,7 +257,7 @@ class Speculation:
         slots = [proposal.known.slot for proposal, _ in wanted]
         plans = [self._narrowed(proposal, nodes) for proposal, nodes in wanted]
         noise = self._executor.noise([proposal.work.sequence for proposal, _ in wanted])
-        trees = self._contained(source, lambda drafter: drafter.propose(slots, plans, noise))
+        trees = self._contained(source, lambda drafter: self._asked(drafter, slots, plans, noise))
         seconds = time.perf_counter() - began
         if trees is None:
             return

@@ -202,6 +202,31 @@ async def test_a_drafter_that_raises_is_left_alone(where: str, when: int) -> Non
         assert tokens_of(one) == tokens_of(other)
 
 
+@pytest.mark.parametrize(
+    "nonsense",
+    [
+        lambda trees: trees[1:],
+        lambda trees: [*trees, *trees],
+        lambda trees: [DraftTree.one_hot([VOCABULARY], [-1]) for _ in trees],
+        lambda trees: [DraftTree.one_hot([-1], [-1]) for _ in trees],
+        lambda trees: [DraftTree.one_hot([1, 1], [1, -1]) for _ in trees],
+    ],
+)
+async def test_a_drafter_that_proposes_no_drafts_is_left_alone(nonsense: Any) -> None:
+    asked = [request(f"r{i}", {}, seed=i) for i in range(3)]
+    expected = await plain(*asked)
+    source = scripted(right_then_wrong(expected[0], 2))
+    propose = source.drafter.propose
+    source.drafter.propose = lambda *given: nonsense(propose(*given))  # type: ignore[method-assign]
+    async with speculating(tiny_executor(model()), [source]) as running:
+        spec = running.spec(CHAIN)
+        found = await ask_all(running.engine, [replace(one, speculation=spec) for one in asked])
+        assert running.engine.health().ready
+        source.drafter.slots.clear()  # type: ignore[attr-defined]
+    for one, other in zip(found, expected, strict=True):
+        assert tokens_of(one) == tokens_of(other)
+
+
 # ---- aborts
 
 
