@@ -16,7 +16,7 @@ from spec_decode.statistics import SpecStatistics
 
 PLAIN, AUTO = "plain", "auto"
 LOOKED_UP, DRAWN = "looked up", "draft model"
-LENGTHS = (2, 4, 8)
+LENGTHS = (2, 4, 8, 16)
 # match first: at temperature 0 all rules come to it, and the first of ways that are the same is kept
 RULES = ("match", "block", "token")
 TREES = ("match", "traversal", "hu", "rrs")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import random
+from collections import Counter
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from engine.settings import EngineSettings
 from samplers.chain import resolve
 from samplers.rng import Noise, Stream
 from spec_decode.contract import DraftAdmission, DraftPlan
+from spec_decode.token_ranking import TokenRanking
 from spec_decode.tree_forms import chain, static
 from tests.engine.tiny_models import VOCABULARY, tiny_model
 
@@ -32,10 +35,12 @@ CHAINS = [
 def drafter(scripted: bool) -> DraftModel:
     model = tiny_model("llama", seed=4, num_hidden_layers=2)
     target = check(copy.deepcopy(tiny_model("llama")), EngineSettings())
-    made = DraftModel(check(model, EngineSettings()), EngineSettings(), target, Sizes(8, 150, SLOTS, 64, 1000))
-    assert made._scripted is not None
+    settings = EngineSettings(draft_vocab={"half": VOCABULARY // 2})
+    ranking = TokenRanking.of(np.random.default_rng(1).integers(0, 1000, VOCABULARY), [0, 5], "")
+    made = DraftModel(check(model, EngineSettings()), settings, target, Sizes(8, 150, SLOTS, 64, 1000), ranking)
+    assert made._scripted.keys() == {"full", "half"}
     if not scripted:
-        made._scripted = None
+        made._scripted = {}
     return made
 
 
@@ -43,15 +48,14 @@ def drafter(scripted: bool) -> DraftModel:
 def test_as_pass_by_pass(seed: int) -> None:
     chance = random.Random(seed)
     pair = drafter(True), drafter(False)
-    calls = 0
-    run = pair[0]._scripted.grow
+    calls = Counter[str]()
+    for part, chains in pair[0]._scripted.items():
 
-    def counted(*given: object) -> None:
-        nonlocal calls
-        calls += 1
-        run(*given)
+        def counted(*given: object, part: str = part, run: Any = chains.grow) -> None:
+            calls[part] += 1
+            run(*given)
 
-    pair[0]._scripted.grow = counted
+        chains.grow = counted  # type: ignore[method-assign]
     positions = [0] * SLOTS
     for slot in range(SLOTS):
         fields = chance.choice(CHAINS)
@@ -60,6 +64,7 @@ def test_as_pass_by_pass(seed: int) -> None:
             ending_ids=frozenset(chance.sample(range(VOCABULARY), 4)),
             chain=None if fields is None else resolve(fields, VOCABULARY),
             stream=Stream(chance.randrange(10**6), slot),
+            vocabulary="half" if slot % 2 else "full",
         )
         for one in pair:
             one.admit(slot, admission)
@@ -88,4 +93,4 @@ def test_as_pass_by_pass(seed: int) -> None:
                 one.commit(slot, tokens)
         for one in pair:
             one.check_integrity()
-    assert calls
+    assert all(calls[part] for part in ("full", "half"))

@@ -26,24 +26,24 @@ from spec_decode.tree_forms import chain
 log = logging.getLogger(__name__)
 SINGLE = ("auto", "iid", "swor", "hu")  # laws that are one where a place has one child
 MISSING = 2  # tokens: the last one of a draft that was accepted as a whole, and the one that followed
-_NOTHING, _NO_BITS = torch.empty(0), torch.empty(0, dtype=torch.int64)
+_NOTHING, _NO_IDS = torch.empty(0), torch.empty(0, dtype=torch.int64)
 
 
 class DraftChains:
-    """Of one model."""
+    """Of one model and one of its heads."""
 
     def __init__(self, model: PagedModel, head: DraftHead) -> None:
-        """head: the whole one. Raises ScriptError where the model's passes are no single script."""
-        program = model.forward.program
+        """Raises ScriptError where the model's passes are no single script."""
+        program = head.forward.program
         if program is None or program.script is None:
             raise ScriptError("the forward pass is not scripted")
         if any(not spec.is_full for spec in model.loaded.layers):
             raise ScriptError("layers with windows")
-        if head.forward is not model.forward or len(head.vocabulary) != head.vocabulary.vocabulary:
-            raise ScriptError("a vocabulary of its own")
         self._model = model
         self._run = program.script.chains()
-        self._vocabulary = head.vocabulary.vocabulary
+        self._vocabulary = head.vocabulary
+        ids = torch.from_numpy(head.vocabulary.ids)
+        self._known = _NO_IDS if torch.equal(ids, torch.arange(len(ids))) else ids
 
     def takes(self, one: Growing, slot: DraftSlot) -> bool:
         """Whether this tree is a chain that it can draft. The slot has room for the draft."""
@@ -93,23 +93,25 @@ class DraftChains:
             torch.from_numpy(before),
             torch.from_numpy(behind),
             torch.tensor([slot.tokens[-1] for _, _, slot in members]),
-            _NOTHING if logits is None else logits,
+            _NOTHING if logits is None else self._columns(logits),
             torch.tensor(roots) - 1,
             torch.from_numpy(slots),
             lanes,
             places,
             lengths,
             ends,
-            rows.bits([one for one, _, _ in members], depth) if drawn else _NO_BITS,
+            rows.bits([one for one, _, _ in members], depth) if drawn else _NO_IDS,
             torch.tensor([[temperature_of(slot.admission.chain) or 1.0] for _, _, slot in members]),
+            self._known,
             torch.from_numpy(reached) if np.isfinite(reached).any() else _NOTHING,
             CONFIDENT,
-            self._vocabulary,
+            len(self._vocabulary),
         )
         if logits is None:
             for _, _, slot in members:
                 slot.chunk(slot.missing)  # has been computed
-        at = rows.keep(q) if drawn else 0
+        whole = len(self._vocabulary) == self._vocabulary.vocabulary
+        at = rows.keep(q if whole else self._vocabulary.spread(q)) if drawn else 0
         for level, (chosen, going) in enumerate(zip(tokens.tolist(), alive.tolist(), strict=True)):
             for b, (one, root, slot) in enumerate(members):
                 if len(one.tree.tokens) < level or level == len(one.tree.form or ()):
@@ -119,6 +121,10 @@ class DraftChains:
                 place = root if level == 0 else next(iter(one.tree.wave()), None)
                 if place is not None and going[b]:
                     one.tree.add(place, [chosen[b]], int(drawn), at + level * len(members) + b)
+
+    def _columns(self, logits: Tensor) -> Tensor:
+        """Those of the head's tokens. logits: [B, V]."""
+        return logits if not len(self._known) else logits[:, self._known]
 
 
 def temperature_of(asked: Chain | None) -> float | None:

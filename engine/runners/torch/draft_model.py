@@ -82,9 +82,9 @@ class DraftModel:
         self._slots: dict[int, DraftSlot] = {}  # those that were drafted for last come last
         self._passes = DraftPasses(self.model, self._slots, sizes.max_batch_tokens)
         self._max_slots = sizes.max_seqs
-        self._scripted: DraftChains | None = None  # None: all goes pass by pass
+        self._scripted: dict[str, DraftChains] = {}  # by part of the vocabulary; none: all goes pass by pass
         try:
-            self._scripted = DraftChains(self.model, self._heads[FULL])
+            self._scripted = {part: DraftChains(self.model, head) for part, head in self._heads.items()}
         except ScriptError as reason:
             log.info("chains are drafted pass by pass: %s", reason)
 
@@ -157,7 +157,7 @@ class DraftModel:
             by_part.setdefault(self._slots[one.slot].admission.vocabulary, []).append(one)
         for part, members in by_part.items():
             rows = DraftRows(self._stack, noise, lanes)
-            self._grow(self._heads[part], members, rows)
+            self._grow(part, members, rows)
             q = rows.q()
             for one in members:
                 trees[one.at] = one.tree.finish(q)
@@ -189,12 +189,13 @@ class DraftModel:
                     idle.pop(0).release()
         return fitting
 
-    def _grow(self, head: DraftHead, growing: Sequence[Growing], rows: DraftRows) -> None:
+    def _grow(self, part: str, growing: Sequence[Growing], rows: DraftRows) -> None:
+        head, scripted = self._heads[part], self._scripted.get(part)
         wave = [(one, place) for one in growing for place in one.tree.wave()]
-        wave, _ = self._without_chains(head, wave, None, rows)
+        wave, _ = self._without_chains(scripted, wave, None, rows)
         if wave:
             logits = self._passes.roots(head, [one.slot for one, _ in wave])
-            wave, logits = self._without_chains(head, wave, logits, rows)
+            wave, logits = self._without_chains(scripted, wave, logits, rows)
         while wave:
             rows.grow(wave, logits)
             wave = [(one, place) for one in growing for place in one.tree.wave()]
@@ -202,15 +203,14 @@ class DraftModel:
                 logits = self._passes.nodes(head, [(one.slot, place.node) for one, place in wave])
 
     def _without_chains(
-        self, head: DraftHead, wave: Wave, logits: Tensor | None, rows: DraftRows
+        self, scripted: DraftChains | None, wave: Wave, logits: Tensor | None, rows: DraftRows
     ) -> tuple[Wave, Tensor | None]:
         """Draft those that are simple chains in one go; what is left of the wave, and its rows.
 
         logits: [P, V] fp32 at the roots; None: they have not been computed, and only those are drafted that lack
         little else.
         """
-        scripted = self._scripted
-        if scripted is None or head is not self._heads[FULL]:
+        if scripted is None:
             return wave, logits
         taken = [at for at, (one, _) in enumerate(wave) if scripted.takes(one, self._slots[one.slot])]
         if logits is None:

@@ -174,11 +174,12 @@ class Script:
 # before, behind: [M, B] tokens in front of the roots that have to be computed as well, and their slots; of those that
 # have not, the dummy page's; token, positions: [B] of the roots; logits: [B, V'] there, or empty: they are computed;
 # slots: [D, B], the roots' first; lanes, rows, lengths, ends: of the roots' rows; bits: [D, B] or empty (the most
-# probable tokens are taken); temperatures: [B, 1]; reached: [D, B] or empty
+# probable tokens are taken); temperatures: [B, 1]; known: [V'] token ids of the columns, or empty: column numbers are
+# ids; reached: [D, B] or empty
 _CHAINS = [
     "def chains(self, before: Tensor, behind: Tensor, token: Tensor, logits: Tensor, positions: Tensor, "
     "slots: Tensor, lanes: List[List[int]], rows: List[Tensor], lengths: List[Tensor], ends: List[Tensor], "
-    "bits: Tensor, temperatures: Tensor, "
+    "bits: Tensor, temperatures: Tensor, known: Tensor, "
     "reached: Tensor, confident: float, vocabulary: int) -> Tuple[Tensor, Tensor, Tensor]:",
     "tokens: List[Tensor] = []",
     "alive: List[Tensor] = []",
@@ -206,6 +207,8 @@ _CHAINS = [
     "        token = row.argmax(1)",
     "        if reached.numel() > 0:",
     "            going = going & (reached[level] * torch.softmax(row, 1).amax(1) >= confident)",
+    "    if known.numel() > 0:",
+    "        token = known[token]",
     "    tokens.append(token)",
     "    alive.append(going)",
     "    if not bool(going.any()):",
