@@ -99,11 +99,13 @@ class Speculation:
             if not nodes:
                 if proposal.tree is None:
                     proposal.known.rest = REST
+            elif not self._reserve(proposal, len(nodes)):
+                continue
             elif proposal.tree is None:
                 drawing.setdefault(proposal.known.request.draft, []).append((proposal, nodes))
             else:
                 whole = len(nodes) == len(proposal.tree.tokens)
-                self._attach(proposal, proposal.tree if whole else proposal.tree.part(nodes))
+                self._attach(proposal, proposal.tree if whole else proposal.tree.part(nodes), len(nodes))
         for source, wanted in drawing.items():
             self._draw(source, wanted, began)
             began = time.perf_counter()
@@ -243,8 +245,10 @@ class Speculation:
         trees = drafter.propose(slots, plans, noise)
         if len(trees) != len(slots):
             raise TreeError(f"{len(trees)} trees for {len(slots)} requests")
-        for tree in trees:
+        for tree, plan in zip(trees, plans, strict=True):
             tree.check()
+            if len(tree.tokens) > plan.max_nodes:
+                raise TreeError(f"a tree of {len(tree.tokens)} nodes, where {plan.max_nodes} are the most")
             if len(tree.tokens) and not 0 <= tree.tokens.min() <= tree.tokens.max() < self._executor.vocab_size:
                 raise TreeError("a draft holds ids that are no tokens")
         return trees
@@ -259,15 +263,15 @@ class Speculation:
         noise = self._executor.noise([proposal.work.sequence for proposal, _ in wanted])
         trees = self._contained(source, lambda drafter: self._asked(drafter, slots, plans, noise))
         seconds = time.perf_counter() - began
-        if trees is None:
-            return
         known = [proposal.known for proposal, _ in wanted]
-        if all(one.asked for one in known) and self._sources[source].cost is not None:
+        if trees is None:
+            trees = [DraftTree.one_hot([], []) for _ in wanted]
+        elif all(one.asked for one in known) and self._sources[source].cost is not None:
             # a first draft computes the prompt as well
             self._costs.observe_draft(source, len(wanted), max(plan.max_depth for plan in plans), seconds)
-        for (proposal, _), tree in zip(wanted, trees, strict=True):
+        for (proposal, nodes), tree in zip(wanted, trees, strict=True):
             proposal.known.asked = True
-            self._attach(proposal, tree)
+            self._attach(proposal, tree, len(nodes))
 
     def _narrowed(self, proposal: _Proposal, nodes: list[int]) -> DraftPlan:
         """The plan for these nodes of it."""
@@ -279,12 +283,22 @@ class Speculation:
         gains = None if candidate.fixed else tuple(self._controller.gains(candidate)[node] for node in nodes)
         return replace(plan, max_nodes=len(nodes), max_depth=deepest, form=form, gains=gains)
 
-    def _attach(self, proposal: _Proposal, tree: DraftTree) -> None:
-        """Scratch slots come last: without room for them the step is a plain one."""
-        pages, branch, count = self._scheduler.pages, proposal.work.sequence.branch, len(tree.tokens)
+    def _reserve(self, proposal: _Proposal, count: int) -> bool:
+        """Scratch slots, before anything is drawn: whether there is a draft must not depend on its tokens. False: there
+        is no room, and the step is a plain one."""
+        pages, branch = self._scheduler.pages, proposal.work.sequence.branch
         assert branch is not None
-        if count and pages.pages_needed(branch, count) <= pages.available():
+        fits = pages.pages_needed(branch, count) <= pages.available()
+        if fits:
             pages.append(branch, count)
+        return fits
+
+    def _attach(self, proposal: _Proposal, tree: DraftTree, reserved: int) -> None:
+        """reserved: slots, of which a smaller tree gives back what it does not need."""
+        branch, count = proposal.work.sequence.branch, len(tree.tokens)
+        assert branch is not None and count <= reserved
+        self._scheduler.pages.truncate(branch, branch.length - reserved + count)
+        if count:
             proposal.work.draft = tree
             proposal.known.candidate = replace(proposal.candidate, form=tuple(tree.parents.tolist()))
 
