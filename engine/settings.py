@@ -29,6 +29,7 @@ class EngineSettings:
     replay: bool = True  # replay a traced forward (CPU) or graphs of it (CUDA) where they give the eager logits
     attention: str = "auto"  # 'auto' or 'plain', the slow reference
     spec_max_len: int = 16  # deepest draft of any request; 0 switches speculation off
+    spec_past_outputs_s: float = 86_400.0  # that outputs are remembered for drafts
     draft_vocab: Mapping[str, int] = field(default_factory=dict)  # name -> tokens of a part of the draft's vocabulary
 
     def check(self) -> None:

@@ -87,6 +87,7 @@ def serve(
     draft_ranking: Annotated[str | None, _option("draft_ranking")] = None,
     draft_vocab: Annotated[list[str] | None, _option("draft_vocab")] = None,
     spec_max_len: Annotated[int | None, _option("spec_max_len")] = None,
+    spec_past_outputs_s: Annotated[float | None, _option("spec_past_outputs_s")] = None,
     spec_past_outputs: Annotated[
         bool | None, _option("spec_past_outputs", "--spec-past-outputs/--no-spec-past-outputs")
     ] = None,

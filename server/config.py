@@ -55,6 +55,9 @@ class ServeConfig(BaseModel):
     )
     spec_max_len: int = Field(16, ge=0, le=32, description="longest draft of any request; 0 switches speculation off")
     spec_past_outputs: bool = Field(False, description="drafts may come from earlier outputs of the same API key")
+    spec_past_outputs_s: float = Field(
+        86_400.0, gt=0, allow_inf_nan=False, description="seconds that such outputs are remembered"
+    )
     require_lossless: bool = Field(False, description="refuse verifiers that change the law of the output")
     ngrams: str | None = Field(None, description="n-gram tables of 'drafthouse index', for superposed decoding")
     served_name: str | None = Field(None, description="id of the model in the API; default: its name")

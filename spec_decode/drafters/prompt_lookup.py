@@ -11,6 +11,7 @@ from samplers.contract import Param, SamplerError
 from spec_decode.contract import DRAFT_SOURCES, DraftAdmission, DraftPlan, DraftTree
 from spec_decode.drafters.per_request import PerRequest
 from spec_decode.drafters.source import BaseSource
+from spec_decode.drafters.tenants import Tenants
 from spec_decode.tree_forms import chain
 
 
@@ -30,7 +31,7 @@ class PromptLookup(BaseSource):
         if values["min"] > values["max"]:
             raise SamplerError(f"'{path}.min' must not be above '{path}.max' ({values['max']})", f"{path}.min")
 
-    def new_drafter(self) -> PerRequest:
+    def new_drafter(self, tenants: Tenants | None = None) -> PerRequest:
         return PerRequest(LookedUp)
 
 

@@ -8,20 +8,22 @@ import spec_decode.drafters  # noqa: F401  registers the sources
 from engine.runners.torch.draft_model import DraftModel
 from spec_decode.contract import DRAFT_SOURCES, LoadedSource
 from spec_decode.drafters.draft_model import DraftModelSource
+from spec_decode.drafters.tenants import TenantLimits, Tenants
 
 log = logging.getLogger(__name__)
 
 
-def draft_sources(draft: DraftModel | None) -> list[LoadedSource]:
-    """The preferred ones first."""
+def draft_sources(draft: DraftModel | None, past_outputs_s: float) -> list[LoadedSource]:
+    """The preferred ones first. past_outputs_s: seconds that finished outputs are remembered."""
     loaded = []
+    tenants = Tenants(TenantLimits(seconds=past_outputs_s))
     for source in DRAFT_SOURCES:
         if isinstance(source, DraftModelSource):
             if draft is not None:
                 loaded.insert(0, LoadedSource(source, draft, draft.cost()))
             continue
         try:
-            loaded.append(LoadedSource(source, source.new_drafter()))
+            loaded.append(LoadedSource(source, source.new_drafter(tenants)))
         except Exception:
             log.exception("drafts from '%s' cannot be made", source.name)
     return loaded

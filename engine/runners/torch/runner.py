@@ -65,7 +65,11 @@ class TorchRunner:
                 executor = TorchExecutor(loaded, resolved, settings.attention, settings.replay)
                 if settings.spec_max_len:
                     draft = None if beside is None else DraftModel(beside, settings, loaded, resolved, ranking)
-                    executor.use_drafts(draft_sources(draft), settings.spec_max_len, resolved.max_batch_tokens)
+                    executor.use_drafts(
+                        draft_sources(draft, settings.spec_past_outputs_s),
+                        settings.spec_max_len,
+                        resolved.max_batch_tokens,
+                    )
                 return loaded, resolved, executor
 
         try:
