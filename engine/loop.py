@@ -329,7 +329,13 @@ class EngineLoop:
             raise EngineFailed(f"{self._failures} steps in a row failed")
 
     def _step_too_large(self, works: list[Work], error: OutOfDeviceMemory) -> None:
-        """Nothing was committed: the same sequences come again in smaller steps, unless this was the smallest."""
+        """Nothing was committed: the same sequences come again with fewer drafts if they had some, else in smaller
+        steps, unless this was the smallest."""
+        if self._speculation.shrink(works):
+            self._scheduler.requeue(works)
+            self._executor.pages.drain_copies()
+            log.warning("out of device memory: fewer drafts from now on (%s)", error)
+            return
         if not self._scheduler.halve(works):
             self._step_failed(works)
             return
@@ -394,4 +400,5 @@ class EngineLoop:
             steps=counters.steps,
             step_seconds=dict(counters.seconds),
             speculation=self._speculation.totals(),
+            broken_sources=self._speculation.broken,
         )

@@ -156,14 +156,18 @@ class Scheduler:
 
         False, and nothing changes, if it was no larger than one token for every slot.
         """
-        rows = sum(work.rows for work in works)
+        rows = sum(work.count for work in works)
         if rows <= self.max_seqs:
             return False
         self.max_batch_tokens = max(self.max_seqs, rows // 2)
+        self.requeue(works)
+        return True
+
+    def requeue(self, works: list[Work]) -> None:
+        """A planned step has not been run: its sequences wait again."""
         for work in works:
             work.sequence.active.followers[:0] = [s for s in work.draws if s is not work.sequence]
             self.preempt(work.sequence)
-        return True
 
     def _wait(self, sequence: Sequence) -> None:
         bisect.insort(self.waiting, sequence, key=lambda s: s.key)

@@ -26,7 +26,7 @@ from spec_decode.controller import Candidate, Controller, Load
 from spec_decode.cost_model import CostModel
 from spec_decode.request import SpecRequest, depth_limit
 from spec_decode.statistics import SpecStatistics
-from spec_decode.tree_forms import Form, depths, halving, part, static
+from spec_decode.tree_forms import Form, chain, depths, halving, part, static
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -73,6 +73,8 @@ class Speculation:
         self._totals: dict[tuple[str, str], SpecStatistics] = {}  # by (source, verifier)
         self._changed, self._copied_at = False, 0.0
         self._copy: Mapping[tuple[str, str], SpecStatistics] = {}
+        self._unasked = 0  # steps since the controller was asked
+        self._most_nodes = 2**31  # of a step, as far as the device's memory is known
         self._broken: set[str] = set()  # sources that have raised: nothing more is drafted from them
 
     def draft(self, works: Many[Work]) -> None:
@@ -84,15 +86,18 @@ class Speculation:
             self._admit(work)
         if not self._known:
             return
+        self._unasked += 1
         load = Load(
             tokens=sum(len(work.draws) for work in works),
             rows=sum(work.count for work in works),
             context=sum(work.context for work in works) / len(works),
-            max_rows=self._scheduler.max_batch_tokens,
+            max_rows=min(self._scheduler.max_batch_tokens, sum(work.count for work in works) + self._most_nodes),
+            steps=self._unasked,
         )
         proposals = self._proposals(works)
         if not proposals:
             return
+        self._unasked = 0
         chosen = self._controller.choose([one.candidate for one in proposals], load).nodes
         drawing: dict[str, list[tuple[_Proposal, list[int]]]] = {}
         for proposal, nodes in zip(proposals, chosen, strict=True):
@@ -131,6 +136,18 @@ class Speculation:
         if self._known and all(work.count == 1 for work in works):
             context = sum(work.context for work in works) / len(works)
             self._costs.observe_verify(sum(work.rows for work in works), context, seconds)
+
+    def shrink(self, works: Many[Work]) -> bool:
+        """The device has no memory for a step of these works: fewer drafts from now on. False: there were none."""
+        nodes = sum(work.rows - work.count for work in works)
+        if nodes:
+            self._most_nodes = nodes // 2
+        return nodes > 0
+
+    @property
+    def broken(self) -> frozenset[str]:
+        """Sources that are switched off."""
+        return frozenset(self._broken)
 
     def statistics(self, sequence: Sequence) -> SpecStatistics | None:
         """Of a sequence that has not been freed. None: it is not drafted for."""
@@ -247,8 +264,10 @@ class Speculation:
             raise TreeError(f"{len(trees)} trees for {len(slots)} requests")
         for tree, plan in zip(trees, plans, strict=True):
             tree.check()
-            if len(tree.tokens) > plan.max_nodes:
-                raise TreeError(f"a tree of {len(tree.tokens)} nodes, where {plan.max_nodes} are the most")
+            if len(tree.tokens) > plan.max_nodes or tree.depths.max(initial=0) > plan.max_depth:
+                raise TreeError(f"a tree of more than {plan.max_nodes} nodes or {plan.max_depth} levels")
+            if plan.form == chain(len(plan.form or ())) and not tree.is_chain:
+                raise TreeError("a tree where a chain was asked for")
             if len(tree.tokens) and not 0 <= tree.tokens.min() <= tree.tokens.max() < self._executor.vocab_size:
                 raise TreeError("a draft holds ids that are no tokens")
         return trees
@@ -266,11 +285,16 @@ class Speculation:
         known = [proposal.known for proposal, _ in wanted]
         if trees is None:
             trees = [DraftTree.one_hot([], []) for _ in wanted]
-        elif all(one.asked for one in known) and self._sources[source].cost is not None:
-            # a first draft computes the prompt as well
-            self._costs.observe_draft(source, len(wanted), max(plan.max_depth for plan in plans), seconds)
+        elif (
+            all(one.asked for one in known) and all(len(tree.tokens) for tree in trees) and self._costs.charges(source)
+        ):
+            # a first draft computes the prompt as well, and one that was not made costs nothing
+            deepest = max(int(tree.depths.max()) for tree in trees)
+            self._costs.observe_draft(source, len(wanted), deepest, seconds)
         for (proposal, nodes), tree in zip(wanted, trees, strict=True):
             proposal.known.asked = True
+            if not len(tree.tokens):
+                proposal.known.rest = REST
             self._attach(proposal, tree, len(nodes))
 
     def _narrowed(self, proposal: _Proposal, nodes: list[int]) -> DraftPlan:
@@ -280,7 +304,8 @@ class Speculation:
         deepest = max(depths(form))
         if plan.form is None:
             return replace(plan, max_nodes=len(nodes), max_depth=deepest)
-        gains = None if candidate.fixed else tuple(self._controller.gains(candidate)[node] for node in nodes)
+        known = self._controller.gains(candidate)
+        gains = None if candidate.fixed else tuple(known[node] for node in nodes)
         return replace(plan, max_nodes=len(nodes), max_depth=deepest, form=form, gains=gains)
 
     def _reserve(self, proposal: _Proposal, count: int) -> bool:
@@ -311,8 +336,10 @@ def _draft_chain(chain: Chain, request: SpecRequest, forgetful: frozenset[str]) 
         greedy = temperature < GREEDY_BELOW
         own = Item("temperature", {"temperature": temperature, "dynatemp_range": 0.0, "dynatemp_exponent": 1.0})
         given = any(item.name == "temperature" for item in stages)
-        stages = tuple(own if item.name == "temperature" else item for item in stages)
-        if not greedy:
+        if greedy:
+            stages = tuple(item for item in stages if item.name != "temperature")
+        else:
+            stages = tuple(own if item.name == "temperature" else item for item in stages)
             stages = stages if given else (*stages, own)
     draw = chain.draw if chain.draw.name in forgetful else Item(DEFAULT_DRAW, {})
     return replace(chain, stages=stages, draw=draw, greedy=greedy)

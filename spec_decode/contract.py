@@ -116,7 +116,7 @@ class DraftPlan:
     max_depth: int
     form: tuple[int, ...] | None = None  # parents of at most `max_nodes` nodes, siblings best first; None: it grows
     top_k: int = 1  # of a tree that grows: children of a node, and nodes of one depth that get some
-    gains: tuple[float, ...] | None = None  # of each node of a chain: how probable it is to be accepted, for drafters
+    gains: tuple[float, ...] | None = None  # of each node of the form: how probable it is to be accepted, for drafters
     # that stop where they are not confident (controller.confident); None: all nodes are wanted
 
 

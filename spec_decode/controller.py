@@ -45,6 +45,7 @@ class Load:
     rows: int  # that it computes
     context: float  # mean length of the contexts
     max_rows: int  # with drafts
+    steps: int = 1  # since the last choice, this one included
 
 
 @dataclass(frozen=True)
@@ -151,7 +152,7 @@ class Controller:
         rows = load.rows + sum(map(len, chosen))
         step_s = float(self._costs.verify(rows, load.context))
         most_s = PROBE_SHARE * PROBE_EVERY * step_s
-        self._credit_s = min(self._credit_s + PROBE_SHARE * step_s, most_s)
+        self._credit_s = min(self._credit_s + PROBE_SHARE * step_s * load.steps, most_s)
         drafting = {one.source for one, nodes in zip(candidates, chosen, strict=True) if nodes}
         for at in sorted(self._due(candidates, chosen), key=lambda at: self._asked(candidates[at]).probed_at):
             candidate = candidates[at]

@@ -15,6 +15,7 @@ from spec_decode.request import SpecRequest, TreeShape
 from spec_decode.wish import AUTO, PATH, Wish, values_of
 
 UNAVAILABLE = "draft_unavailable"
+DEEPEST = 16  # level that `tree.depth` may name
 
 
 def choose_source(wish: Wish, facts: SpecFacts) -> DraftSource:
@@ -42,7 +43,8 @@ def resolve(wish: Wish, source: DraftSource, facts: SpecFacts) -> SpecRequest:
         raise SpecError(f"'{path}': this server does not look at past outputs for this request", path)
     drawn = source.draws and (not facts.greedy if wish.draft_temperature is None else wish.draft_temperature > 0)
     law = _law(wish, source, facts, drawn)
-    tree = TreeShape(wish.shape) if wish.shape == "chain" else TreeShape(**{"shape": wish.shape, **wish.tree})
+    levels = {} if wish.num_tokens is None else {"depth": min(wish.num_tokens, DEEPEST)}
+    tree = TreeShape(wish.shape) if wish.shape == "chain" else TreeShape(**{"shape": wish.shape, **levels, **wish.tree})
     depth = min(tree.depth, wish.num_tokens or tree.depth, facts.offer.max_depth)
     verifier, values = _rule(wish, facts, law, drawn, depth)
     if wish.draft_noise == "shared" and verifier != "match":

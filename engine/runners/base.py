@@ -70,6 +70,7 @@ class Stats:
     preemptions: int = 0
     steps: int = 0
     step_seconds: dict[str, float] | None = None  # cumulative, by part: schedule, draft, forward, sample, deliver
+    broken_sources: frozenset[str] = frozenset()  # of drafts, that have failed and are switched off
     speculation: Mapping[tuple[str, str], SpecStatistics] = field(default_factory=dict)  # by (draft source, verifier)
 
 

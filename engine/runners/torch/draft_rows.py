@@ -98,7 +98,11 @@ class DraftRows:
         if law in (SHARED, SHARED_GUMBEL):
             sampled = self._stack.sample(logits, slots, positions)
             shaped, failures = sampled.processed, sampled.failures
-            others = shaped if law == SHARED else _perturbed(shaped, Noise(noise.keys, noise.choices, positions))
+            others = (
+                shaped
+                if law == SHARED or most == 1
+                else _perturbed(shaped, Noise(noise.keys, noise.choices, positions))
+            )
             siblings = Siblings(_ahead_of(others, sampled.tokens, most))
         else:
             shaped, failures = self._stack.shape(logits, slots, positions)

@@ -79,15 +79,9 @@ class TorchExecutor:
         slots = np.array([sequence.slot for sequence in sequences])
         return self.stack.noise(slots, np.array([sequence.position for sequence in sequences]))
 
+    @torch.inference_mode()
     def execute(self, works: list[Work]) -> StepResult:
         """Run the step."""
-        try:
-            return self._execute(works)
-        except torch.OutOfMemoryError as error:
-            raise OutOfDeviceMemory(str(error)) from error
-
-    @torch.inference_mode()
-    def _execute(self, works: list[Work]) -> StepResult:
         began = time.perf_counter()
         result = StepResult()
         works = [works[i] for i in order([work.sequence.branch for work in works])]
@@ -95,7 +89,10 @@ class TorchExecutor:
         chunks = [_chunk(work, ids) for work, ids in zip(works, self._inputs(works), strict=True)]
         step = self.model.pack(chunks, rows)
         built = time.perf_counter()
-        logits = self.model.logits(step)
+        try:
+            logits = self.model.logits(step)
+        except torch.OutOfMemoryError as error:  # later ones would find sampler states that have moved on
+            raise OutOfDeviceMemory(str(error)) from error
         done = time.perf_counter()
         at = 0
         for work, first, number in scored:

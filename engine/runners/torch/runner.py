@@ -80,10 +80,7 @@ class TorchRunner:
         self.capabilities = _CAPABILITIES | ({Capability.INPUT_EMBEDDINGS} if loaded.mixtures else set())
         self.vocab_size = loaded.vocab_size
         self.facts = loaded.facts
-        drafting = self.executor.drafting
-        self.offer = SpecOffer(
-            tuple(one.source for one in drafting.sources), frozenset(settings.draft_vocab), drafting.max_depth
-        )
+        self._draft_vocabularies = frozenset(settings.draft_vocab)
         self.max_model_len = loaded.max_model_len
         self.eos_token_ids = loaded.eos_token_ids
         self.generation_defaults = loaded.generation_defaults
@@ -118,6 +115,13 @@ class TorchRunner:
             None if draft is None else lambda: load_beside(draft, settings),
             ranking,
         )
+
+    @property
+    def offer(self) -> SpecOffer:
+        """How it can speculate, without sources that have failed."""
+        drafting, broken = self.executor.drafting, self.stats().broken_sources
+        sources = tuple(one.source for one in drafting.sources if one.source.name not in broken)
+        return SpecOffer(sources, self._draft_vocabularies, drafting.max_depth)
 
     def submit(self, request: DecodeRequest) -> AsyncIterator[Output]:
         return self.engine.stream(request)

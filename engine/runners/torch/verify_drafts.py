@@ -258,6 +258,13 @@ class _Law:
     def _walk(self, drafted: list[tuple[Drafted, int]]) -> None:
         """Depth first, all requests at once: advance, shape, go back where a path branches off."""
         walks = [_Walk(one, start, self._stack) for one, start in drafted]
+        try:
+            self._visit(walks)
+        finally:
+            for walk in walks:
+                walk.finish()
+
+    def _visit(self, walks: list[_Walk]) -> None:
         active = walks
         while active:
             slots = np.array([walk.drafted.slot for walk in active])
@@ -280,8 +287,6 @@ class _Law:
                 slots = np.array([walk.drafted.slot for walk in advancing])
                 self._stack.accept(slots, torch.tensor(tokens, device=self._stack.device))
             active = advancing
-        for walk in walks:
-            walk.finish()
 
 
 _IMPOSSIBLE = (CONSTRAINT_UNSATISFIABLE, "the draft is impossible")
