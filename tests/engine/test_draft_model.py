@@ -513,3 +513,26 @@ def test_the_embedded_draft_model_drafts_its_own_greedy_text() -> None:
     drafter.commit(0, text[20:25])
     [tree] = drafter.propose([0], [plan(chain(3))], noise)
     assert tree.tokens.tolist() == text[25:28]
+
+
+def test_choices_of_one_prompt_compute_it_once() -> None:
+    pair, alone = Pair(), Pair()
+    for drafter in (pair.drafter, alone.drafter):
+        drafter.admit(0, DraftAdmission(tokens=PROMPT, prompt_length=len(PROMPT)))
+    for slot in (1, 2, 3):
+        pair.drafter.fork(0, slot, Stream(1, slot))
+    slots, plans = [0, 1, 2, 3], [DraftPlan(2, 2, chain(2))] * 4
+    first = [5, 6, 7, 8]
+    for slot in slots:
+        pair.drafter.commit(slot, [first[slot]])
+    rows = pair.computed(slots, plans)
+    assert sum(rows) <= len(PROMPT) + 4 * 2 + 4  # not four times the prompt
+    trees = pair.propose(slots, plans, [1] * 4)
+    late = DraftAdmission(tokens=[*PROMPT, first[2]], prompt_length=len(PROMPT))
+    alone.drafter.admit(2, late)
+    [expected] = alone.propose([2], plans[:1], [1])
+    assert trees[2].tokens.tolist() == expected.tokens.tolist()
+    assert torch.allclose(trees[2].q[trees[2].q_rows], expected.q[expected.q_rows], atol=CLOSE)
+    for slot in slots:
+        pair.drafter.free(slot)
+    pair.drafter.check_integrity()

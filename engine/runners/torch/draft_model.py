@@ -149,6 +149,7 @@ class DraftModel:
         self.model.pages.check_integrity([slot.branch for slot in self._slots.values()])
 
     def _propose(self, slots: Sequence[int], plans: Sequence[DraftPlan], noise: Noise) -> list[DraftTree]:
+        self._share_prompts(slots)
         growing = [self._growing(at, slot, plan) for at, (slot, plan) in enumerate(zip(slots, plans, strict=True))]
         trees = [DraftTree.one_hot([], []) for _ in slots]
         lanes = max(plan.max_nodes for plan in plans)
@@ -162,6 +163,27 @@ class DraftModel:
             for one in members:
                 trees[one.at] = one.tree.finish(q)
         return trees
+
+    def _share_prompts(self, slots: Sequence[int]) -> None:
+        """Choices of one prompt compute it once, when the first of them are drafted for."""
+        families: dict[object, list[int]] = {}
+        for slot in slots:
+            if not self._slots[slot].computed:
+                families.setdefault(self._slots[slot].family, []).append(slot)
+        for family, members in families.items():
+            relatives = (one for one in self._slots.values() if one.family is family and one.computed)
+            origin = next(relatives, None)
+            length = len(self._slots[members[0]].admission.tokens) - 1
+            if origin is None and len(members) > 1 and 0 < length <= self.model.loaded.max_model_len:
+                try:
+                    self._passes.prefix(self._heads[FULL], members[0], length)
+                except OutOfPages:
+                    self._slots[members[0]].release()
+                else:
+                    origin = self._slots[members.pop(0)]
+            if origin is not None:
+                for slot in members:
+                    self._slots[slot].adopt(origin)
 
     def _growing(self, at: int, slot: int, plan: DraftPlan) -> Growing:
         known = self._slots[slot]

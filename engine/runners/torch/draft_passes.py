@@ -37,6 +37,13 @@ class DraftPasses:
                 wanted.append(0 if missing else 1)
         return self._logits(head, chunks, wanted)
 
+    def prefix(self, head: DraftHead, slot: int, count: int) -> None:
+        """Compute so many more tokens of a slot, for others to share. Raises OutOfPages."""
+        while count:
+            size = min(count, self._max_rows)
+            self._logits(head, [self._slots[slot].extend(size)], [1])
+            count -= size
+
     def nodes(self, head: DraftHead, nodes: Sequence[tuple[int, int]]) -> Tensor:
         """[P, V] behind these nodes (slot, node), which come slot by slot."""
         chunks = [

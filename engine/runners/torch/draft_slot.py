@@ -23,6 +23,7 @@ class DraftSlot:
     def __init__(self, model: PagedModel, admission: DraftAdmission) -> None:
         self.admission = admission
         self.tokens = list(admission.tokens)
+        self.family = object()  # of all choices of one prompt
         self.computed = 0  # leading tokens whose KV is cached
         self._model = model
         self._branch = model.pages.new_branch(expected=len(self.tokens) + _ANSWER)
@@ -50,6 +51,20 @@ class DraftSlot:
         child.tokens = self.tokens.copy()
         child._branch = self._model.pages.fork(self._branch)
         return child
+
+    def adopt(self, other: DraftSlot) -> None:
+        """Share what another choice of the same prompt has computed of it, in place of what is held."""
+        shared = min(other.computed, len(self.admission.tokens) - 1)
+        self.release()
+        self._branch = self._model.pages.fork(other._branch)
+        self._model.pages.truncate(self._branch, shared)
+        self.computed = shared
+
+    def extend(self, count: int) -> Chunk:
+        """The next `count` tokens, which the caller computes. Raises OutOfPages, and changes nothing then."""
+        self.forget_draft()
+        self._model.pages.append(self._branch, count)
+        return self.chunk(count)
 
     def release(self) -> None:
         """Give the KV back. It is computed anew when it is needed."""
