@@ -71,7 +71,8 @@ def test_the_runner_says_what_a_request_can_reach(mixes: bool) -> None:
     assert loaded.mixtures is not None
     runner = TorchRunner(lambda: loaded if mixes else replace(loaded, mixtures=None), settings)
     try:
-        always = {Capability.LOGIT_ROWS, Capability.FORK, Capability.PROMPT_LOGPROBS, Capability.SAMPLER_TRACE}
+        always = {Capability.LOGIT_ROWS, Capability.FORK, Capability.TREES, Capability.PROMPT_LOGPROBS}
+        always |= {Capability.SAMPLER_TRACE}
         assert runner.capabilities == always | ({Capability.INPUT_EMBEDDINGS} if mixes else set())
     finally:
         runner.engine.close(1.0)

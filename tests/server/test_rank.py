@@ -55,7 +55,8 @@ def test_it_prints_what_subsets_cover(folder: Path, tmp_path: Path) -> None:
     assert [row[0] for row in rows] == ["512", "1,024", "2,048", "4,096"]
     assert [row[2] for row in rows] == [f"{100 * ranking.coverage(size):.2f}" for size in (512, 1024, 2048, 4096)]
     said = " ".join(result.stderr.split())
-    assert "2 files" in said and f"{ranking.kept} tokens" in said and "picture.png" in said
+    assert "2 files" in said and f"{ranking.kept} tokens" in said
+    assert "picture.png" in said.replace(" ", "")  # a long path is wrapped
 
 
 def test_tokens_of_chat_templates_are_kept_though_they_are_not_special(folder: Path, tmp_path: Path) -> None:
