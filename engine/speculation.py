@@ -31,7 +31,9 @@ from spec_decode.tree_forms import Form, chain, depths, halving, part, static
 log = logging.getLogger(__name__)
 T = TypeVar("T")
 NOTHING = Verified((), ())
-REST = 7  # steps: whether drawing drafts pays changes slowly, and finding out costs time in every step
+# steps for which nothing is asked after nothing has come of it: finding out costs time in every step, and whether drawn
+# drafts pay changes slowly; looked-up ones may turn up at any time
+REST_DRAWN, REST_LOOKED_UP = 15, 3
 STALE_S = 0.1  # that totals may be old while steps are run
 
 
@@ -42,7 +44,8 @@ class _Speculating:
     request: SpecRequest
     slot: int  # under which its drafter and the controller know it
     asked: bool = False  # its drafter has made a draft already
-    rest: int = 0  # steps until drafts that are drawn are thought of again
+    rest: int = 0  # steps until drafts are thought of again
+    fruitless: int = 0  # times in a row that nothing has come of it
     candidate: Candidate | None = None  # of this step
     statistics: SpecStatistics = field(default_factory=SpecStatistics)
 
@@ -102,8 +105,7 @@ class Speculation:
         drawing: dict[str, list[tuple[_Proposal, list[int]]]] = {}
         for proposal, nodes in zip(proposals, chosen, strict=True):
             if not nodes:
-                if proposal.tree is None:
-                    proposal.known.rest = REST
+                self._rest(proposal.known)
             elif not self._reserve(proposal, len(nodes)):
                 continue
             elif proposal.tree is None:
@@ -240,12 +242,20 @@ class Speculation:
                 return None
             [tree] = trees
             form, matched = tuple(tree.parents.tolist()), tree.matched
+            if not form:
+                self._rest(known)
         elif form is None:  # it grows where it is probable: what it will look like can only be guessed
             form = static(halving(plan.top_k, plan.max_depth), plan.max_nodes)
         if not form:
             return None
         fixed = request.num_tokens is not None
         return _Proposal(work, known, plan, Candidate(known.slot, request.draft, form, matched, fixed), tree)
+
+    def _rest(self, known: _Speculating) -> None:
+        """Nothing has come of thinking about a draft: wait before it is done again."""
+        drawn = self._sources[known.request.draft].source.draws
+        known.rest = REST_DRAWN if drawn else min(known.fruitless, REST_LOOKED_UP)
+        known.fruitless += 1
 
     def _contained(self, source: str, call: Callable[[Drafter], T]) -> T | None:
         """What a drafter returns. One that raises is not called again, and requests go on without its drafts."""
@@ -294,7 +304,7 @@ class Speculation:
         for (proposal, nodes), tree in zip(wanted, trees, strict=True):
             proposal.known.asked = True
             if not len(tree.tokens):
-                proposal.known.rest = REST
+                self._rest(proposal.known)
             self._attach(proposal, tree, len(nodes))
 
     def _narrowed(self, proposal: _Proposal, nodes: list[int]) -> DraftPlan:
@@ -324,6 +334,7 @@ class Speculation:
         assert branch is not None and count <= reserved
         self._scheduler.pages.truncate(branch, branch.length - reserved + count)
         if count:
+            proposal.known.fruitless = 0
             proposal.work.draft = tree
             proposal.known.candidate = replace(proposal.candidate, form=tuple(tree.parents.tolist()))
 

@@ -24,11 +24,14 @@ class SpecStatistics:
 
     def add(self, verified: Verified, emitted: int) -> None:
         """One step. emitted: tokens that went into the output, fewer than accepted ones and one where it ended."""
-        deepest = max(depths(verified.form), default=0)
         self.steps += 1
+        self.emitted += emitted
+        if not verified.form:
+            self.sizes[0] += 1
+            return
+        deepest = max(depths(verified.form))
         self.drafted += len(verified.form)
         self.accepted += len(verified.path)
-        self.emitted += emitted
         self.reached.update(range(1, deepest + 1))
         self.passed.update(range(1, len(verified.path) + 1))
         self.sizes[deepest] += 1

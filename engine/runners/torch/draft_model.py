@@ -37,7 +37,7 @@ from spec_decode.tree_forms import chain
 
 log = logging.getLogger(__name__)
 FULL = "full"
-_SWEEP_DEPTH = 5
+_SWEEP_DEPTH, _WARM_UPS = 5, 6
 
 
 def load_beside(model_id: str, settings: EngineSettings) -> LoadedModel:
@@ -135,6 +135,9 @@ class DraftModel:
 
     def cost(self) -> DraftCost:
         """Seconds of a level, measured; to be called before anybody is admitted."""
+        for _ in range(_WARM_UPS):  # TorchScript compiles what it has seen a few times
+            self._chains(1, _SWEEP_DEPTH)
+            self._chains(1, 1)
         seconds = sweep(lambda count: self._chains(count, _SWEEP_DEPTH), max(self._max_slots, 2))
         shallow = sweep(lambda count: self._chains(count, 1), 2)
         for slot in list(self._slots):

@@ -77,10 +77,11 @@ class DraftSlot:
 
     def commit(self, tokens: Sequence[int]) -> None:
         """Keep the rows of drafted nodes that have become part of the text, drop the others."""
-        rows = self._rows_of(tokens)
-        self._model.compact(self._branch, self.computed, rows)
-        self._tree = None
-        self.computed += len(rows)
+        if self._tree is not None:
+            rows = self._rows_of(tokens)
+            self._model.compact(self._branch, self.computed, rows)
+            self._tree = None
+            self.computed += len(rows)
         self.tokens += tokens
 
     def reserve(self, tree: GrowingTree) -> None:
