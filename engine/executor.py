@@ -76,9 +76,10 @@ class Drafting:
     """What speculation has to work with."""
 
     sources: Many[LoadedSource] = ()  # the preferred ones first
-    verify: Mapping[int, Latency] = field(default_factory=dict)  # context -> seconds of a step by its rows
+    verify: Mapping[int, Latency] = field(default_factory=dict)  # context -> seconds of one request's step by its rows
     forgetful: frozenset[str] = frozenset()  # stages and draws that remember nothing of the tokens
     max_depth: int = 0  # of any draft
+    plain: Latency | None = None  # seconds of a step without drafts, by its requests
 
 
 class Executor(Protocol):

@@ -70,11 +70,11 @@ class Speculation:
         self._drafting = executor.drafting
         self._sources: Mapping[str, LoadedSource] = {one.source.name: one for one in self._drafting.sources}
         costs = {name: one.cost for name, one in self._sources.items() if one.cost is not None}
-        self._costs = CostModel(self._drafting.verify, costs)
+        self._costs = CostModel(self._drafting.verify, costs, self._drafting.plain)
         self._controller = Controller(self._costs)
         self._known: dict[Sequence, _Speculating] = {}
-        self._totals: dict[tuple[str, str], SpecStatistics] = {}  # by (source, verifier)
-        self._changed, self._copied_at = False, 0.0
+        self._ended: dict[tuple[str, str], SpecStatistics] = {}  # of sequences that have, by (source, verifier)
+        self._freed_at, self._copied_at = 0.0, 0.0
         self._copy: Mapping[tuple[str, str], SpecStatistics] = {}
         self._unasked = 0  # steps since the controller was asked
         self._most_nodes = 2**31  # of a step, as far as the device's memory is known
@@ -123,21 +123,20 @@ class Speculation:
         known = self._known.get(one.sequence)
         if known is None:
             return
-        verified = one.verified or NOTHING
-        source = known.request.draft
-        candidate = known.candidate or Candidate(known.slot, source, ())
-        known.candidate = None
-        self._controller.observe(candidate, verified, len(emitted))
+        source, candidate = known.request.draft, known.candidate
+        if candidate is None:
+            self._controller.advance(known.slot, len(emitted))
+        else:
+            known.candidate = None
+            self._controller.observe(candidate, one.verified or NOTHING, len(emitted))
         self._contained(source, lambda drafter: drafter.commit(known.slot, emitted))
-        known.statistics.add(verified, len(emitted))
-        self._changed = True
-        self._totals.setdefault((source, known.request.verifier), SpecStatistics()).add(verified, len(emitted))
+        known.statistics.add(one.verified or NOTHING, len(emitted))
 
     def measured(self, works: Many[Work], seconds: float) -> None:
         """What a step of these works has taken, drafting apart. Prompts cost other than drafts: nothing to learn."""
         if self._known and all(work.count == 1 for work in works):
             context = sum(work.context for work in works) / len(works)
-            self._costs.observe_verify(sum(work.rows for work in works), context, seconds)
+            self._costs.observe_verify(sum(work.rows for work in works), context, seconds, len(works))
 
     def shrink(self, works: Many[Work]) -> bool:
         """The device has no memory for a step of these works: fewer drafts from now on. False: there were none."""
@@ -160,6 +159,9 @@ class Speculation:
         """The sequence has ended; harmless for others."""
         known = self._known.pop(sequence, None)
         if known is not None:
+            key = known.request.draft, known.request.verifier
+            self._freed_at = time.monotonic()
+            self._ended.setdefault(key, SpecStatistics()).absorb(known.statistics)
             # what the server has ended, at a stop string for one, is an output like others
             finished = sequence.finish is not None and sequence.finish.reason is not FinishReason.ERROR
             self._contained(known.request.draft, lambda drafter: drafter.free(known.slot, keep=finished))
@@ -168,9 +170,15 @@ class Speculation:
     def totals(self) -> Mapping[tuple[str, str], SpecStatistics]:
         """Of all sequences, by (source, verifier): a copy for other threads, not quite fresh while there is work."""
         now = time.monotonic()
-        if self._changed and (not self._known or now - self._copied_at > STALE_S):
-            self._changed, self._copied_at = False, now
-            self._copy = {key: total.copy() for key, total in self._totals.items()}
+        if self._known and now - self._copied_at <= STALE_S:
+            return self._copy
+        if self._known or self._copied_at < self._freed_at:
+            self._copied_at = now
+            totals = {key: ended.copy() for key, ended in self._ended.items()}
+            for known in self._known.values():
+                key = known.request.draft, known.request.verifier
+                totals.setdefault(key, SpecStatistics()).absorb(known.statistics)
+            self._copy = totals
         return self._copy
 
     # --- who is drafted for

@@ -85,6 +85,10 @@ class Controller:
         """The probability of each node to be accepted."""
         return self._rates(candidate).gains(candidate.form, bucket(candidate.matched))
 
+    def advance(self, request: int, tokens: int) -> None:
+        """A request has got tokens without anything having been thought about for it."""
+        self._requests[request].tokens += tokens
+
     def observe(self, candidate: Candidate, verified: Verified, tokens: int) -> None:
         """What became of a request in a step: of its draft, perhaps an empty one, and how many tokens it has got."""
         request = self._requests[candidate.request]
@@ -122,7 +126,7 @@ class Controller:
         room = max(load.max_rows - load.rows, 0)
         counts = _sums(within)  # [limits, N + 1]: of the first nodes, those within the limit
         tokens = load.tokens + _sums(within * nodes.gain)
-        seconds = self._costs.verify(load.rows + counts, load.context)
+        seconds = self._costs.verify(load.rows + counts, load.context, load.rows)
         plain_s = float(seconds[0, 0])
         for source in charging:
             own = np.array([one == source for one in sources])
@@ -150,13 +154,13 @@ class Controller:
         """Give requests that have stopped one node each, those first that have waited longest, as far as there is
         credit. It grows by a share of every step and never beyond what the steps between two probes bring."""
         rows = load.rows + sum(map(len, chosen))
-        step_s = float(self._costs.verify(rows, load.context))
+        step_s = float(self._costs.verify(rows, load.context, load.rows))
         most_s = PROBE_SHARE * PROBE_EVERY * step_s
         self._credit_s = min(self._credit_s + PROBE_SHARE * step_s * load.steps, most_s)
         drafting = {one.source for one, nodes in zip(candidates, chosen, strict=True) if nodes}
         for at in sorted(self._due(candidates, chosen), key=lambda at: self._asked(candidates[at]).probed_at):
             candidate = candidates[at]
-            before_s, after_s = self._costs.verify([rows, rows + 1], load.context).tolist()
+            before_s, after_s = self._costs.verify([rows, rows + 1], load.context, load.rows).tolist()
             cost_s = after_s - before_s
             if candidate.source not in drafting:
                 cost_s += float(self._costs.draft(candidate.source, 1, 1))

@@ -66,19 +66,27 @@ class DraftCost:
 class CostModel:
     """Costs of one engine."""
 
-    def __init__(self, verify: Mapping[int, Latency], draft: Mapping[str, DraftCost]) -> None:
-        """verify: mean context of a step -> its seconds by rows, sampling included; draft: by name, of the sources
-        that cost anything."""
+    def __init__(
+        self, verify: Mapping[int, Latency], draft: Mapping[str, DraftCost], plain: Latency | None = None
+    ) -> None:
+        """verify: context -> seconds of a step by rows, be they of one request or, without `plain`, of as many as there
+        are; draft: by name, of the sources that cost anything; plain: of a step without drafts by its rows, each of
+        another request, to which drafts add what they add to a step of one."""
         self._verify = dict(verify)
         self._draft = dict(draft)
+        self._plain = plain
 
     def charges(self, source: str) -> bool:
         """Whether its drafts cost anything."""
         return source in self._draft
 
-    def verify(self, rows: npt.ArrayLike, context: float) -> Floats:
-        """Seconds of a step."""
-        return self._at(context).seconds(rows)
+    def verify(self, rows: npt.ArrayLike, context: float, plain: int = 1) -> Floats:
+        """Seconds of a step with so many rows, of which `plain` are no drafts."""
+        latency = self._at(context)
+        if self._plain is None:
+            return latency.seconds(rows)
+        more = latency.seconds(np.asarray(rows) - plain + 1) - latency.seconds(1)
+        return self._plain.seconds(plain) + np.maximum(more, 0.0)
 
     def draft(self, source: str, requests: int, depths: npt.ArrayLike) -> Floats:
         """Seconds of drafting trees of these depths, 0: none."""
@@ -88,8 +96,15 @@ class CostModel:
         cost, some = self._draft[source], np.minimum(levels, 1.0)
         return (levels if cost.per_depth else some) * cost.latency.seconds(requests) + some * cost.fixed_s
 
-    def observe_verify(self, rows: int, context: float, seconds: float) -> None:
-        self._at(context).observe(rows, seconds)
+    def observe_verify(self, rows: int, context: float, seconds: float, plain: int = 1) -> None:
+        latency = self._at(context)
+        if self._plain is None:
+            latency.observe(rows, seconds)
+        elif rows == plain:
+            self._plain.observe(rows, seconds)
+        else:
+            alone = seconds - float(self._plain.seconds(plain)) + float(latency.seconds(1))
+            latency.observe(rows - plain + 1, alone)
 
     def observe_draft(self, source: str, requests: int, depth: int, seconds: float) -> None:
         """seconds: of the drafts of a step; depth: of the deepest tree."""

@@ -51,3 +51,17 @@ def test_steps_are_told_apart_by_context_and_drafts_by_source() -> None:
     costs.observe_draft("draft_model", 1, 4, 0.8)
     costs.observe_draft("suffix", 1, 4, 0.8)
     assert costs.draft("draft_model", 1, 1) == pytest.approx(0.12) and costs.draft("suffix", 1, 1) == pytest.approx(0.4)
+
+
+def test_drafts_add_to_a_step_of_many_requests_what_they_add_to_a_step_of_one() -> None:
+    one, many = Latency({1: 1.0, 5: 2.0, 9: 3.0}), Latency({1: 1.0, 16: 4.0})
+    costs = CostModel({100: one}, {}, many)
+    assert costs.verify([16, 20, 24], 100, 16) == pytest.approx([4.0, 5.0, 6.0])
+    assert costs.verify([1, 5], 100, 1) == pytest.approx([1.0, 2.0])
+    for _ in range(60):
+        costs.observe_verify(16, 100, 6.0, 16)  # slower than it was at the start, drafts as well
+        costs.observe_verify(20, 100, 10.0, 16)
+    assert costs.verify([16, 20], 100, 16) == pytest.approx([6.0, 10.0], rel=1e-3)
+    for _ in range(60):
+        costs.observe_verify(20, 100, 1.0, 16)  # faster than without drafts: nothing gains time
+    assert costs.verify(20, 100, 16) == pytest.approx(costs.verify(16, 100, 16))

@@ -28,6 +28,14 @@ def verify_costs(model: PagedModel, max_rows: int) -> dict[int, Latency]:
     return costs
 
 
+def plain_costs(model: PagedModel, max_seqs: int) -> Latency:
+    """Seconds of steps without drafts, by their requests. Overwrites free slots."""
+    room = (model.pages.num_pages - 1) // -(-(CONTEXTS[0] + 1) // model.pages.page_size)
+    most = max(min(max_seqs, room), 1)
+    context = min(CONTEXTS[0], model.loaded.max_model_len - 1)
+    return Latency(sweep(lambda count: _step(model, context, 1, min(count, most)), max(most, 2)))
+
+
 def sweep(run: Callable[[int], None], most: int) -> Mapping[int, float]:
     """rows -> seconds for 1, 2, 4, ... rows up to `most`, at least two of them; then as many as there is time for."""
     seconds: dict[int, float] = {}
@@ -45,13 +53,16 @@ def sweep(run: Callable[[int], None], most: int) -> Mapping[int, float]:
 
 
 @torch.inference_mode()
-def _step(model: PagedModel, context: int, rows: int) -> None:
-    """A verification of `rows` rows behind `context` tokens."""
-    branch = model.pages.new_branch()
-    model.pages.append(branch, context + rows)
+def _step(model: PagedModel, context: int, rows: int, requests: int = 1) -> None:
+    """`rows` rows behind `context` tokens, of each of so many requests."""
+    branches = [model.pages.new_branch() for _ in range(requests)]
     try:
+        for branch in branches:
+            model.pages.append(branch, context + rows)
         ids = [token % model.loaded.vocab_size for token in range(rows)]
-        logits = model.logits(model.pack([Chunk(branch, context, ids)], list(range(rows))))
+        chunks = [Chunk(branch, context, ids) for branch in branches]
+        logits = model.logits(model.pack(chunks, list(range(rows * requests))))
         logits.argmax(1).tolist()  # waits for the device
     finally:
-        model.pages.release(branch)
+        for branch in branches:
+            model.pages.release(branch)

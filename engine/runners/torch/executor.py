@@ -17,7 +17,7 @@ from torch import Tensor
 
 from engine.executor import Drafting, Drawn, Failure, OutOfDeviceMemory, Row, StepResult
 from engine.request import DecodeRequest, TokenScore
-from engine.runners.torch.costs import verify_costs
+from engine.runners.torch.costs import plain_costs, verify_costs
 from engine.runners.torch.loader import LoadedModel, Sizes
 from engine.runners.torch.packing import Chunk, order
 from engine.runners.torch.paged_model import PagedModel
@@ -40,14 +40,15 @@ class TorchExecutor:
         self.facts, self.vocab_size = loaded.facts, loaded.vocab_size
         self.model = PagedModel(loaded, sizes, attention, replay)
         self.pages, self.pool, self.forward = self.model.pages, self.model.pool, self.model.forward
+        self._max_seqs = sizes.max_seqs
         self.stack = SamplerStack(sizes.max_seqs, loaded.vocab_size, loaded.device, loaded.facts)
         self.drafting = Drafting()
         self._judge = DraftJudge(self.stack)
 
     def use_drafts(self, sources: Many[LoadedSource], max_depth: int, max_rows: int) -> None:
         """Let requests be drafted for. Measures steps, so nothing must be cached yet."""
-        costs = verify_costs(self.model, max_rows)
-        self.drafting = Drafting(tuple(sources), costs, self.stack.forgetful, max_depth)
+        costs, plain = verify_costs(self.model, max_rows), plain_costs(self.model, self._max_seqs)
+        self.drafting = Drafting(tuple(sources), costs, self.stack.forgetful, max_depth, plain)
 
     @torch.inference_mode()
     def admit(self, sequence: Sequence) -> None:
