@@ -33,7 +33,7 @@ T = TypeVar("T")
 NOTHING = Verified((), ())
 # steps for which nothing is asked after nothing has come of it: finding out costs time in every step, and whether drawn
 # drafts pay changes slowly; looked-up ones may turn up at any time
-REST_DRAWN, REST_LOOKED_UP = 15, 3
+REST_DRAWN, REST_LOOKED_UP = 31, 5
 STALE_S = 0.1  # that totals may be old while steps are run
 
 
@@ -262,7 +262,7 @@ class Speculation:
     def _rest(self, known: _Speculating) -> None:
         """Nothing has come of thinking about a draft: wait before it is done again."""
         drawn = self._sources[known.request.draft].source.draws
-        known.rest = REST_DRAWN if drawn else min(known.fruitless, REST_LOOKED_UP)
+        known.rest = min(15 * (known.fruitless + 1), REST_DRAWN) if drawn else min(known.fruitless, REST_LOOKED_UP)
         known.fruitless += 1
 
     def _contained(self, source: str, call: Callable[[Drafter], T]) -> T | None:
