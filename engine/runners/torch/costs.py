@@ -14,7 +14,7 @@ from spec_decode.cost_model import Latency
 
 CONTEXTS = (64, 512)  # tokens
 ROUNDS = 3
-SECONDS = 1.0  # that measuring a context may take; what is left out is extrapolated
+SECONDS = 0.2  # that measuring a context may take; what is left out is extrapolated
 
 
 def verify_costs(model: PagedModel, max_rows: int) -> dict[int, Latency]:
