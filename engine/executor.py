@@ -68,7 +68,7 @@ class StepResult:
     drawn: list[Drawn] = field(default_factory=list)
     rows: list[Row] = field(default_factory=list)
     prompt_scores: list[tuple[Sequence, int, list[TokenScore]]] = field(default_factory=list)  # (whose, from, scores)
-    seconds: dict[str, float] = field(default_factory=dict)  # by part: build, forward, sample
+    seconds: dict[str, float] = field(default_factory=dict)  # by part: build, forward, sample, verify
 
 
 @dataclass(frozen=True)
@@ -105,8 +105,8 @@ class Executor(Protocol):
     def execute(self, works: list[Work]) -> StepResult:
         """Run a step whose pages and slots are reserved; pending page copies come first.
 
-        Raises OutOfDeviceMemory, or whatever the forward pass raises. No sampler state has changed then, but the
-        keys and values of these works' sequences are lost.
+        Raises OutOfDeviceMemory before any sampler state has changed, or whatever else goes wrong. The keys and values
+        of these works' sequences are lost then.
         """
         ...
 

@@ -89,7 +89,7 @@ def serve_model(
         runner.max_model_len,
         stats.kv_pages_total,
         stats.slots_total,
-        ", replayed" if runner.executor.forward.program is not None else "",
+        ", replayed" if runner.executor.model.forward.program is not None else "",
     )
     return model
 

@@ -69,7 +69,7 @@ class Stats:
     cached_prompt_tokens: int = 0
     preemptions: int = 0
     steps: int = 0
-    step_seconds: dict[str, float] | None = None  # cumulative, by part: schedule, draft, forward, sample, deliver
+    step_seconds: dict[str, float] | None = None  # cumulative, by part: schedule, draft, forward, verify, ...
     broken_sources: frozenset[str] = frozenset()  # of drafts, that have failed and are switched off
     speculation: Mapping[tuple[str, str], SpecStatistics] = field(default_factory=dict)  # by (draft source, verifier)
 

@@ -164,4 +164,4 @@ def test_the_smallest_memory_is_large_enough_to_check_the_replayed_forward() -> 
     loaded = check(tiny_model("llama"), settings)
     for one in (settings, replace(settings, kv_bytes=MIN_TOKENS * bytes_per_token(loaded.layers, loaded.dtype))):
         with torch.inference_mode():
-            assert TorchExecutor(loaded, sizes(loaded, one)).forward.program is not None
+            assert TorchExecutor(loaded, sizes(loaded, one)).model.forward.program is not None

@@ -5,7 +5,6 @@ For requests whose rows nothing shapes but a temperature. It drafts what `DraftR
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 
 import numpy as np
@@ -23,7 +22,6 @@ from spec_decode.controller import CONFIDENT
 from spec_decode.drafters.growing_tree import Place
 from spec_decode.tree_forms import chain
 
-log = logging.getLogger(__name__)
 SINGLE = ("auto", "iid", "swor", "hu")  # laws that are one where a place has one child
 MISSING = 2  # tokens: the last one of a draft that was accepted as a whole, and the one that followed
 _NOTHING, _NO_IDS = torch.empty(0), torch.empty(0, dtype=torch.int64)

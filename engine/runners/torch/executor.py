@@ -39,7 +39,7 @@ class TorchExecutor:
         self.loaded = loaded
         self.facts, self.vocab_size = loaded.facts, loaded.vocab_size
         self.model = PagedModel(loaded, sizes, attention, replay)
-        self.pages, self.pool, self.forward = self.model.pages, self.model.pool, self.model.forward
+        self.pages, self.pool = self.model.pages, self.model.pool
         self._max_seqs = sizes.max_seqs
         self.stack = SamplerStack(sizes.max_seqs, loaded.vocab_size, loaded.device, loaded.facts)
         self.drafting = Drafting()

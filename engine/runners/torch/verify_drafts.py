@@ -19,6 +19,7 @@ import spec_decode.verify  # noqa: F401  registers the rules
 from engine.sequence import Sequence as Choice
 from samplers.failures import CONSTRAINT_UNSATISFIABLE, Failures
 from samplers.memories import Snapshot
+from samplers.rng import Noise
 from samplers.stack import SamplerStack
 from spec_decode.contract import VERIFIERS, DraftTree
 from spec_decode.request import SpecRequest
@@ -220,7 +221,7 @@ class DraftJudge:
                 del one.tokens[depth:], one.shaped[depth:], one.path[depth:]
             depth += 1
 
-    def _noise(self, drafted: list[Drafted]):  # type: ignore[no-untyped-def]
+    def _noise(self, drafted: list[Drafted]) -> Noise:
         slots = np.array([one.slot for one in drafted])
         return self._stack.noise(slots, np.array([one.sequence.position for one in drafted]))
 
