@@ -85,13 +85,13 @@ def test_c32_stream_never_leaks(client: openai.OpenAI, said: str) -> None:
 
 def test_usage_ends_at_the_match(client: openai.OpenAI, said: str) -> None:
     """Tokens that were on their way when the stop string completed do not count."""
-    fields = {"max_tokens": 40, "ignore_eos": True, "stop": said[7:10]}
+    fields = {"max_tokens": 40, "ignore_eos": True, "stop": said[7:10], "spec_decode": False}  # drafts move last digits
     one = chat(client, return_token_ids=True, logprobs=True, **fields)
     ids = one.choices[0].token_ids  # type: ignore[attr-defined]
     assert one.usage is not None and one.usage.completion_tokens == len(ids)
     again = chat(client, **fields)
     assert again.usage is not None and again.usage.completion_tokens == len(ids)
-    assert again.choices[0].cumulative_logprob == pytest.approx(one.choices[0].cumulative_logprob, rel=1e-4)  # type: ignore[attr-defined]
+    assert again.choices[0].cumulative_logprob == pytest.approx(one.choices[0].cumulative_logprob)  # type: ignore[attr-defined]
 
 
 def test_stop_token_ids(client: openai.OpenAI) -> None:

@@ -66,12 +66,13 @@ def test_c53_one_finish_reason(client: openai.OpenAI, raw: httpx.Client) -> None
      {"stream_interval": 5}, {"stop": ["e", "a"]}, {"min_tokens": 9, "stop": "e"}],
 )  # fmt: skip
 def test_c54_same_text(client: openai.OpenAI, raw: httpx.Client, fields: dict[str, Any]) -> None:
+    fields = {**fields, "spec_decode": False}  # drafts follow the clock, and the last digits follow them
     whole, chunks = chat(client, **fields), stream(client, **fields)
     for choice in whole.choices:
         assert text_of(chunks, choice.index) == choice.message.content
         ends = [c for chunk in chunks for c in chunk.choices if c.index == choice.index and c.finish_reason]
         assert [(end.finish_reason, end.stop_reason) for end in ends] == [(choice.finish_reason, choice.stop_reason)]  # type: ignore[attr-defined]
-        assert ends[0].cumulative_logprob == pytest.approx(choice.cumulative_logprob, rel=1e-4)  # type: ignore[attr-defined]
+        assert ends[0].cumulative_logprob == pytest.approx(choice.cumulative_logprob)  # type: ignore[attr-defined]
     texts = [choice.text for choice in complete(client, **fields).choices]
     events = data_lines(post_completion(raw, stream=True, **fields))
     for index, text in enumerate(texts):
