@@ -14,6 +14,7 @@ COUNTERS = {
     "drafted": "Tokens drafted",
     "accepted": "Drafted tokens accepted",
     "emitted": "Tokens that these steps have put out",
+    "repaired": "Residuals that rounding has left without mass",
 }
 PER_POSITION = {
     "reached": "Steps that had a draft at this position",

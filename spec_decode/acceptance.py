@@ -44,6 +44,7 @@ class Verified:
 
     form: Form  # the siblings in the order in which they were verified
     path: Sequence[int]  # accepted nodes
+    repaired: int = 0  # residuals that rounding has left without mass
 
 
 @dataclass

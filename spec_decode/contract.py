@@ -37,6 +37,10 @@ class TreeError(ValueError):
     """A draft tree contradicts itself; a bug of its drafter."""
 
 
+class VerdictError(ValueError):
+    """A verdict does not fit the drafts that it is about; a bug of its rule."""
+
+
 @dataclass(frozen=True)
 class DraftTree:
     """Drafts of one request in generation order; the root is the last committed token and not a node.
@@ -194,8 +198,24 @@ class Verdict:
     n_acc: npt.NDArray[np.int32]  # [B]
     next_token: npt.NDArray[np.int64]  # [B]; means nothing where the row it comes from is a failed one
     next_row: npt.NDArray[np.int32]  # [B] target row the next token was drawn from
-    examined: npt.NDArray[np.int32]  # [B] nodes the rule looked at
     repaired: npt.NDArray[np.int32]  # [B] residuals that rounding left without mass; more than a few are an alarm
+
+    def check(self, batch: DraftBatch) -> None:
+        """Raises VerdictError."""
+        count, depth = len(batch), batch.depth
+        each = (self.n_acc, self.next_token, self.next_row, self.repaired)
+        if self.path.shape != (count, depth + 1) or any(part.shape != (count,) for part in each):
+            raise VerdictError("the arrays of a verdict must have one entry per request")
+        if any(part.dtype.kind != "i" for part in (self.path, *each)):
+            raise VerdictError("a verdict is made of whole numbers")
+        taken = np.arange(depth + 1) < self.n_acc[:, None]
+        inside = (self.path >= 0) & (self.path < batch.nodes)
+        above = np.concatenate([np.full((count, 1), -1), self.path[:, :-1]], 1)
+        parents = np.take_along_axis(batch.parents, np.where(inside, self.path, 0), 1)
+        if (taken & ~(inside & (parents == above))).any() or (taken.sum(1) != self.n_acc).any():
+            raise VerdictError("what is accepted must be a path that begins below the root")
+        if ((self.next_token < 0) | (self.next_token >= batch.p.shape[1])).any():
+            raise VerdictError("the token that follows must be one of the vocabulary")
 
 
 class Verifier(Protocol):

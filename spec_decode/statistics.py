@@ -18,6 +18,7 @@ class SpecStatistics:
     drafted: int = 0  # nodes
     accepted: int = 0
     emitted: int = 0  # tokens
+    repaired: int = 0  # residuals that rounding has left without mass
     reached: Counter[int] = field(default_factory=Counter)  # depth -> steps that had a draft there
     passed: Counter[int] = field(default_factory=Counter)  # depth -> steps that accepted one there
     sizes: Counter[int] = field(default_factory=Counter)  # deepest draft of a step -> steps
@@ -32,13 +33,14 @@ class SpecStatistics:
         deepest = max(depths(verified.form))
         self.drafted += len(verified.form)
         self.accepted += len(verified.path)
+        self.repaired += verified.repaired
         self.reached.update(range(1, deepest + 1))
         self.passed.update(range(1, len(verified.path) + 1))
         self.sizes[deepest] += 1
 
     def absorb(self, other: SpecStatistics) -> None:
         """Of another choice."""
-        for name in ("steps", "drafted", "accepted", "emitted"):
+        for name in ("steps", "drafted", "accepted", "emitted", "repaired"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         for name in ("reached", "passed", "sizes"):
             getattr(self, name).update(getattr(other, name))

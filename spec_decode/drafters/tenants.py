@@ -40,7 +40,3 @@ class Tenants:
         past.add(output, now)
         if len(self._past) > self._limits.tenants:
             self._past.popitem(last=False)
-
-    def purge(self, tenant: str) -> None:
-        """Forget everything of a tenant."""
-        self._past.pop(tenant, None)

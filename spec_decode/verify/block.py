@@ -57,8 +57,7 @@ class Block:
             repaired[cut[~left]] = 1
         corrections = places + 1 < lengths
         tokens = chance.draw(rows, every, places + 1, corrections & (repaired == 0))
-        examined = lengths - np.maximum(places, 0)
-        return verdict(batch, places, tokens, np.where(lengths > 0, examined, 0), repaired)
+        return verdict(batch, places, tokens, repaired)
 
 
 def _rates(batch: DraftBatch) -> Scores:

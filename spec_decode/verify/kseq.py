@@ -39,7 +39,7 @@ class KSeq:
         chance = Chance(noise)
         uniforms = chance.accept(batch.nodes)
         places, tokens = np.full(count, ROOT), np.zeros(count, np.int64)
-        examined, repaired = np.zeros(count, np.int64), np.zeros(count, np.int64)
+        repaired = np.zeros(count, np.int64)
         along = np.zeros((count, batch.nodes + 1), bool)  # places reached by the tokens accepted so far
         along[:, 0] = True
         walking = np.arange(count)
@@ -60,15 +60,13 @@ class KSeq:
                 along[requests, 0] = False
                 along[requests, 1:] = drafts & (batch.tokens[requests] == batch.tokens[requests, node][:, None])
                 p[inner] = found.rest
-                last = np.where(accepted, node, batch.nodes)
-                examined[requests] += (drafts & (np.arange(batch.nodes) <= last[:, None])).sum(1)
                 repaired[requests] += found.repaired & ~accepted
             stopped = ~moved
             if stopped.any():
                 requests, rows = walking[stopped], p[batch.there(stopped.nonzero()[0])]
                 tokens[requests] = chance.draw(rows, requests, np.full(len(requests), offset), drafted[stopped])
             walking = walking[moved]
-        return verdict(batch, places, tokens, examined, repaired)
+        return verdict(batch, places, tokens, repaired)
 
 
 class _Position(NamedTuple):

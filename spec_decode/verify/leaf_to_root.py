@@ -23,7 +23,7 @@ def leaf_to_root(batch: DraftBatch, noise: Noise) -> Verdict:
     rates = np.ones((count, batch.nodes + 1))  # by place + 1: acceptance given everything that has failed
     turns = np.zeros((count, batch.nodes + 1), np.int64)  # by place + 1: rank of the child to visit next
     places = np.full(count, ROOT)
-    examined, repaired = np.zeros(count, np.int64), np.zeros(count, np.int64)
+    repaired = np.zeros(count, np.int64)
     active, done = np.arange(count), np.zeros(count, bool)
     while len(active):
         at = places[active]
@@ -41,7 +41,6 @@ def leaf_to_root(batch: DraftBatch, noise: Noise) -> Verdict:
         inner = nodes != ROOT  # the root's rate is 1
         accepted = ~inner
         accepted[inner] = uniforms[requests[inner], nodes[inner]] < rates[requests[inner], nodes[inner] + 1]
-        examined[requests] += inner
         lost, failed = requests[~accepted], nodes[~accepted]
         if len(lost):
             parents = batch.parents[lost, failed]
@@ -58,4 +57,4 @@ def leaf_to_root(batch: DraftBatch, noise: Noise) -> Verdict:
     offsets = batch.depths[every, places + 1]
     slots = offsets * count + every
     tokens = chance.draw(rest.rows(slots, every, places), every, offsets, rest.changed(slots))
-    return verdict(batch, places, tokens, examined, repaired)
+    return verdict(batch, places, tokens, repaired)

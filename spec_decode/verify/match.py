@@ -31,13 +31,12 @@ class Match:
         assert batch.drawn is not None
         count = len(batch)
         drawn = batch.drawn.cpu().numpy()
-        places, examined = np.full(count, ROOT), np.zeros(count, np.int64)
+        places = np.full(count, ROOT)
         along = np.zeros((count, batch.nodes + 1), bool)  # places reached by the tokens drawn so far
         along[:, 0] = True
         for _ in range(batch.depth):
             drafts = batch.below(along)
             hits = drafts & (batch.tokens == drawn[batch.roots + 1 + places][:, None])
-            examined += drafts.sum(1)
             places = np.where(hits.any(1), hits.argmax(1), places)
             along[:, 0], along[:, 1:] = False, hits
-        return verdict(batch, places, drawn[batch.roots + 1 + places], examined)
+        return verdict(batch, places, drawn[batch.roots + 1 + places])

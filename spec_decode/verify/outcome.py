@@ -9,10 +9,8 @@ from spec_decode.contract import Verdict
 from spec_decode.verify.batch import ROOT, DraftBatch, Ids
 
 
-def verdict(
-    batch: DraftBatch, places: Ids, tokens: Ids, examined: Ids, repaired: npt.NDArray[np.int64] | None = None
-) -> Verdict:
-    """places: [B] deepest accepted nodes, -1 for the root; tokens: [B] those that follow; examined, repaired: [B]."""
+def verdict(batch: DraftBatch, places: Ids, tokens: Ids, repaired: npt.NDArray[np.int64] | None = None) -> Verdict:
+    """places: [B] deepest accepted nodes, -1 for the root; tokens: [B] those that follow; repaired: [B]."""
     every = np.arange(len(batch))
     path = np.full((len(batch), batch.depth + 1), -1, np.int32)
     accepted = batch.depths[every, places + 1]
@@ -29,6 +27,5 @@ def verdict(
         accepted.astype(np.int32),
         tokens.astype(np.int64),
         (places + 1).astype(np.int32),
-        examined.astype(np.int32),
         (np.zeros(len(batch)) if repaired is None else repaired).astype(np.int32),
     )

@@ -22,7 +22,7 @@ def top_down(batch: DraftBatch, noise: Noise, tested: Mask) -> Verdict:
     chance, rest = Chance(noise), Remaining(batch, count)
     uniforms = chance.accept(batch.nodes)
     places, tokens = np.full(count, ROOT), np.full(count, -1)
-    examined, repaired = np.zeros(count, np.int64), np.zeros(count, np.int64)
+    repaired = np.zeros(count, np.int64)
     walking = np.arange(count)
     for offset in range(batch.depth):
         moved = np.zeros(count, bool)
@@ -33,7 +33,6 @@ def top_down(batch: DraftBatch, noise: Noise, tested: Mask) -> Verdict:
             requests, nodes = waiting[here], nodes[here]
             if not len(requests):
                 continue
-            examined[requests] += 1
             mass, weight = rest.at(requests, requests, nodes), batch.draft_at(requests, nodes)
             accepted = (uniforms[requests, nodes] * weight < mass) & (weight > 0)
             rejected = requests[~accepted]
@@ -52,7 +51,6 @@ def top_down(batch: DraftBatch, noise: Noise, tested: Mask) -> Verdict:
             drawn = chance.draw(rows, requests, np.full(len(requests), offset), rest.changed(requests))
             hits = others & (batch.tokens[requests[:, None], children] == drawn[:, None])
             found = hits.any(1)
-            examined[requests] += others.sum(1)
             tokens[requests[~found]] = drawn[~found]
             moved[requests[found]] = True
             places[requests[found]] = children[found, hits[found].argmax(1)]
@@ -62,4 +60,4 @@ def top_down(batch: DraftBatch, noise: Noise, tested: Mask) -> Verdict:
     if len(last):
         offsets = batch.depths[last, places[last] + 1]
         tokens[last] = chance.draw(rest.rows(last, last, places[last]), last, offsets, rest.changed(last))
-    return verdict(batch, places, tokens, examined, repaired)
+    return verdict(batch, places, tokens, repaired)

@@ -47,7 +47,7 @@ class TypicalAcceptance:
         offsets = batch.depths[every, places + 1]
         rows = batch.p[batch.there(batch.roots + 1 + places)].double()
         tokens = Chance(noise).draw(rows, every, offsets, np.zeros(len(batch), bool))
-        return verdict(batch, places, tokens, batch.present.sum(1))
+        return verdict(batch, places, tokens)
 
 
 def _entropies(batch: DraftBatch) -> Scores:

@@ -71,6 +71,7 @@ class TableModel(PagedModel):
         self.pages = pages
         self.pool: Any = _NoMemory()
         self.forward: Any = lambda step: look_up(table, step)
+        self.strict = None
 
 
 class TableExecutor(TorchExecutor):

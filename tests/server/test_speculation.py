@@ -385,7 +385,7 @@ def test_metrics(raw: httpx.Client, live: Live) -> None:
     live.runner.behaviour.burst = 3
     post_chat(raw, max_tokens=7, ignore_eos=True)
     labels = (("draft", "suffix"), ("model", MODEL), ("verifier", "match"))
-    for name, value in (("steps", 3), ("drafted", 6), ("accepted", 4), ("emitted", 7)):
+    for name, value in (("steps", 3), ("drafted", 6), ("accepted", 4), ("emitted", 7), ("repaired", 0)):
         assert samples(raw, f"drafthouse_spec_{name}_total") == {labels: value}
     for name, values in (("reached", (3, 3)), ("passed", (2, 2))):
         found = samples(raw, f"drafthouse_spec_{name}_total")

@@ -135,9 +135,6 @@ def test_outputs_and_tenants_are_forgotten() -> None:
     tenants.add("b", [1], 12.0)
     tenants.add("d", [1], 12.0)
     assert tenants.past("c", 12.0) is None and tenants.past("b", 12.0) is not None
-    tenants.purge("b")
-    assert tenants.past("b", 12.0) is None and tenants.past("d", 12.0) is not None
-    tenants.purge("nobody")
 
 
 def test_only_finished_outputs_of_requests_that_ask_for_it_are_remembered() -> None:

@@ -212,7 +212,7 @@ class TorchExecutor:
             drawn = Drawn(sequence, one.tokens, logprobs[at : at + count])
             drawn.scores = [score for score in scores[at : at + count] if score is not None]
             drawn.failure = None if one.failure is None else Failure(*one.failure)
-            drawn.verified = Verified(tuple(one.drafted.tree.parents.tolist()), one.path)
+            drawn.verified = Verified(tuple(one.drafted.tree.parents.tolist()), one.path, one.repaired)
             result.drawn.append(drawn)
             at += count
             context, kept = len(sequence.tokens) - 1, [0, *(1 + node for node in one.path)]

@@ -6,6 +6,7 @@ Knows nothing about requests or sampling. Runs in the engine thread, in inferenc
 from __future__ import annotations
 
 import copy
+import logging
 from collections.abc import Sequence
 
 import torch
@@ -22,6 +23,7 @@ from engine.runners.torch.pool import KvPool
 from engine.runners.torch.step import Step
 from engine.runners.torch.verification import Line, step_of
 
+log = logging.getLogger(__name__)
 _COMPARED = 5  # tokens for which a smaller head is compared with the whole one
 _DIFFERENCE = 1e-2  # of the largest logit
 
@@ -38,6 +40,9 @@ class PagedModel:
         self._replayed = replay and attention == "auto"
         self._rows = sizes.max_seqs
         self.forward = self._forward(loaded.model)
+        # calls of the CPU backend read slots of other sequences, and masks hide no NaN
+        reads_others = isinstance(self.backend, CpuAttention)
+        self.strict = Forward(loaded.model, PlainAttention(self.pool)) if reads_others else None
 
     def pack(self, chunks: list[Chunk], rows: list[int]) -> Step:
         """The step of these chunks, whose slots are reserved; pending page copies are executed. `rows` of the packed
@@ -48,8 +53,15 @@ class PagedModel:
         return pack(self.pages, chunks, rows, self.loaded.device)
 
     def logits(self, step: Step) -> Tensor:
-        """[R, vocab_size] of the step's `logit_rows`, in the model's dtype; stores the KV of all rows."""
-        return self.forward(step)[:, : self.loaded.vocab_size]  # a head may have more rows than there are tokens
+        """[R, vocab_size] of the step's `logit_rows`, in the model's dtype; stores the KV of all rows.
+
+        A row without numbers is one of a token, or behind a token, that the model has none for; others' are as ever.
+        """
+        logits = self.forward(step)
+        if self.strict is not None and bool(lost_rows(logits).any()):
+            log.warning("a step of %d rows gave logits that are no numbers: each row is computed by itself", step.rows)
+            logits = self.strict(step)
+        return logits[:, : self.loaded.vocab_size]  # a head may have more rows than there are tokens
 
     def compact(self, branch: Branch, context: int, accepted: Sequence[int]) -> None:
         """Keep the accepted ones of the scratch rows behind `context` tokens, which ascend, and drop all others."""
@@ -93,6 +105,12 @@ class PagedModel:
             else:
                 forward.use_graphs(self._rows, self.loaded.max_model_len)
         return forward
+
+
+def lost_rows(logits: Tensor) -> Tensor:
+    """[R] bool: rows with NaN or infinities somewhere in their keys, values or hidden states, which leave no number
+    among the logits. logits: [R, V]."""
+    return ~(logits[:, 0] < torch.inf)
 
 
 def make_backend(pool: KvPool, loaded: LoadedModel, attention: str) -> Backend:

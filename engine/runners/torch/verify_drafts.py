@@ -16,12 +16,13 @@ import torch
 from torch import Tensor
 
 import spec_decode.verify  # noqa: F401  registers the rules
+from engine.runners.torch.paged_model import lost_rows
 from engine.sequence import Sequence as Choice
 from samplers.failures import CONSTRAINT_UNSATISFIABLE, Failures
 from samplers.memories import Snapshot
 from samplers.rng import Noise
 from samplers.stack import SamplerStack
-from spec_decode.contract import VERIFIERS, DraftTree
+from spec_decode.contract import VERIFIERS, DraftTree, Verdict
 from spec_decode.request import SpecRequest
 from spec_decode.verify.batch import ROOT, DraftBatch
 
@@ -63,12 +64,18 @@ class Judged:
     tokens: list[int] = field(default_factory=list)  # theirs, and the one that follows unless there is a failure
     shaped: list[Tensor] = field(default_factory=list)  # [V] fp32 of each token, after the request's stages
     failure: tuple[str, str] | None = None  # (code, message): why nothing follows
-    spoilt: bool = False  # a row of the draft, accepted or not, holds what is not a number
+    repaired: int = 0  # residuals that rounding has left without mass
+    spoilt: bool = False  # the model had no numbers for a row of the draft, accepted or not
 
     @property
     def rows(self) -> list[int]:
         """Of the step's logits, one per token."""
         return [self.drafted.row(place) for place in (ROOT, *self.path)][: len(self.tokens)]
+
+    def cut(self, count: int, why: tuple[str, str]) -> None:
+        """Nothing follows the first `count` tokens."""
+        self.failure = why
+        del self.tokens[count:], self.shaped[count:], self.path[count:]
 
 
 class DraftJudge:
@@ -91,7 +98,12 @@ class DraftJudge:
             if part
             for one in of(logits, part)
         }
-        return [judged[id(one)] for one in drafted]
+        found = [judged[id(one)] for one in drafted]
+        lost = lost_rows(logits)
+        if bool(lost.any()):
+            for one in found:
+                one.spoilt = bool(lost[one.drafted.root :][: 1 + len(one.drafted.tree.tokens)].any())
+        return found
 
     # --- sample and compare
 
@@ -110,9 +122,7 @@ class DraftJudge:
                     break
                 path.append(child)
                 place = child
-            found = _judged(one, path, drawn[start + 1 + place], sampled.processed, start, sampled.failures)
-            found.spoilt = _spoilt(sampled.failures, start, len(one.tree.tokens))
-            judged.append(found)
+            judged.append(_judged(one, path, drawn[start + 1 + place], sampled.processed, start, sampled.failures))
         return judged
 
     def _walk(self, logits: Tensor, drafted: list[Drafted]) -> list[Judged]:
@@ -132,7 +142,6 @@ class DraftJudge:
             for row, (at, one) in enumerate(zip(active, here, strict=True)):
                 if row in failures:
                     one.failure = failures[row]
-                    one.spoilt = failures[row][0] != CONSTRAINT_UNSATISFIABLE
                     continue
                 one.tokens.append(tokens[row])
                 one.shaped.append(sampled.processed[row])
@@ -185,28 +194,35 @@ class DraftJudge:
         kept: list[list[int] | None],
     ) -> dict[int, Judged]:
         """By index of `drafted`, without their tokens being accepted."""
-        verifier = VERIFIERS.get(rule)
         batch = DraftBatch.of([trees[b] for b in members], p, roots[members])
-        values = [drafted[b].request.verifier_values for b in members]
+        verdict = self._verdict(rule, batch, [drafted[b] for b in members])
+        if verdict is None:
+            return {b: Judged(drafted[b], failure=("internal_error", f"the rule '{rule}' failed")) for b in members}
+        judged = {}
+        for at, b in enumerate(members):
+            nodes = kept[b]
+            path = verdict.path[at, : verdict.n_acc[at]].tolist()
+            path = path if nodes is None else [nodes[node] for node in path]
+            token = int(verdict.next_token[at])
+            judged[b] = _judged(drafted[b], path, token, law.shaped, int(law.starts[b]), law.failures)
+            judged[b].repaired = int(verdict.repaired[at])
+        law.forbid([(one, int(law.starts[b])) for b, one in judged.items()], rule)
+        return judged
+
+    def _verdict(self, rule: str, batch: DraftBatch, drafted: list[Drafted]) -> Verdict | None:
+        """What a rule says; None: it has failed."""
+        verifier = VERIFIERS.get(rule)
+        values = [one.request.verifier_values for one in drafted]
         params: Mapping[str, npt.NDArray[np.float64]] = {
             param.name: np.array([float(own[param.name]) for own in values]) for param in verifier.params
         }
-        verdict = verifier.verify(batch, self._noise([drafted[b] for b in members]), params)
-        judged = {}
-        for at, b in enumerate(members):
-            one, nodes = drafted[b], kept[b]
-            path = verdict.path[at, : verdict.n_acc[at]].tolist()
-            path = path if nodes is None else [nodes[node] for node in path]
-            start = int(law.starts[b])
-            found = _judged(one, path, int(verdict.next_token[at]), law.shaped, start, law.failures)
-            found.spoilt = _spoilt(law.failures, start, len(one.tree.tokens))
-            if found.failure is None and not bool(found.shaped[-1][found.tokens[-1]] > -torch.inf):
-                log.error("rule '%s' drew a token of probability zero", rule)
-                found.failure = "internal_error", f"the rule '{rule}' drew an impossible token"
-                found.tokens.pop()
-                found.shaped.pop()
-            judged[b] = found
-        return judged
+        try:
+            verdict = verifier.verify(batch, self._noise(drafted), params)
+            verdict.check(batch)
+        except Exception:
+            log.exception("the rule '%s' failed", rule)
+            return None
+        return verdict
 
     def _commit(self, judged: list[Judged]) -> None:
         """Let the states accept what was drawn, all requests together, token by token."""
@@ -216,9 +232,7 @@ class DraftJudge:
             slots = np.array([one.drafted.slot for one in remembering])
             tokens = torch.tensor([one.tokens[depth] for one in remembering])
             for row, why in self._stack.accept(slots, tokens.to(self._stack.device)).items():
-                one = remembering[row]
-                one.failure = why
-                del one.tokens[depth:], one.shaped[depth:], one.path[depth:]
+                remembering[row].cut(depth, why)
             depth += 1
 
     def _noise(self, drafted: list[Drafted]) -> Noise:
@@ -247,6 +261,20 @@ class _Law:
         if len(others):
             self._shape(others, slots[others], positions[others])
         self._walk([(drafted[b], int(self.starts[b])) for b in remembering])
+
+    def forbid(self, judged: list[tuple[Judged, int]], rule: str) -> None:
+        """Cut what a rule has accepted or drawn where it is impossible. judged: with the first rows of their drafts."""
+        rows = [start + 1 + place for one, start in judged for place in (ROOT, *one.path)[: len(one.tokens)]]
+        tokens = [token for one, _ in judged for token in one.tokens]
+        where = (torch.tensor(part, dtype=torch.int64, device=self.shaped.device) for part in (rows, tokens))
+        possible = (self.shaped[tuple(where)] > -torch.inf).tolist()
+        if all(possible):
+            return
+        log.error("the rule '%s' gave tokens of probability zero", rule)
+        for one, _ in judged:
+            own, possible = possible[: len(one.tokens)], possible[len(one.tokens) :]
+            if not all(own):
+                one.cut(own.index(False), ("internal_error", f"the rule '{rule}' gave an impossible token"))
 
     def _shape(self, rows: Ints, slots: Ints, positions: Ints) -> Failures:
         """Shape some rows; what is new about failures, by position in `rows`."""
@@ -383,9 +411,3 @@ def _reachable(tree: DraftTree, start: int, failures: Failures) -> list[int]:
             if start + 1 + node not in failures:
                 alive.add(node)
     return nodes
-
-
-def _spoilt(failures: Failures, start: int, nodes: int) -> bool:
-    return any(
-        start <= row <= start + nodes and code != CONSTRAINT_UNSATISFIABLE for row, (code, _) in failures.items()
-    )
