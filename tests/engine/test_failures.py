@@ -262,10 +262,12 @@ async def test_a_request_posted_behind_the_last_look_at_the_inbox_is_failed() ->
     engine, _, _ = fake_engine()
     event_loop, fail = asyncio.get_running_loop(), engine._loop._outbox.fail
     late: list[asyncio.Task[object]] = []
+    posted = asyncio.Event()
 
     async def submit() -> None:
         late.append(asyncio.create_task(collect(engine, request("late", [1], 3))))
         await asyncio.sleep(0)  # it is in the inbox now
+        posted.set()
 
     def fail_then_post(mailboxes: list[Mailbox], error: Exception) -> None:
         fail(mailboxes, error)
@@ -278,6 +280,7 @@ async def test_a_request_posted_behind_the_last_look_at_the_inbox_is_failed() ->
     engine._loop.stop()
     with pytest.raises(Overloaded):
         await asyncio.wait_for(running_one, SECONDS)
+    await asyncio.wait_for(posted.wait(), SECONDS)
     with pytest.raises(Overloaded):
         await asyncio.wait_for(late[0], SECONDS)
     await asyncio.to_thread(engine.close, 1)
