@@ -94,7 +94,7 @@ class Memories:
 
     def remembers(self, slot: int) -> bool:
         """Whether some state of the slot depends on its tokens."""
-        return any(memory.uses[slot] and not memory.fixed for memory in self._all.values())
+        return any(memory.users and memory.uses[slot] and not memory.fixed for memory in self._all.values())
 
     def snapshot(self, slot: int) -> Snapshot:
         saved: dict[int, Any] = {}

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import IntEnum
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 import numpy as np
@@ -70,7 +71,7 @@ class DraftTree:
             matched=matched,
         )
 
-    @property
+    @cached_property
     def depths(self) -> npt.NDArray[np.int64]:
         """[N], 1 for children of the root."""
         depths = np.zeros(len(self.tokens), np.int64)

@@ -6,7 +6,7 @@ vocabulary.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -41,20 +41,32 @@ class DraftBatch:
     @classmethod
     def of(cls, trees: Sequence[DraftTree], p: Tensor, roots: npt.ArrayLike, drawn: Tensor | None = None) -> DraftBatch:
         """p and drawn may hold rows of others as well. Trees that share a `q` share its memory here, too."""
-        shape = len(trees), max((1, *(len(tree.tokens) for tree in trees)))  # indices need a column
-        tokens, parents = np.zeros(shape, np.int64), np.full(shape, ABSENT)
-        laws, q_rows, thinned = np.zeros(shape, np.uint8), np.full(shape, -1), np.zeros(shape, bool)
+        sizes = np.array([len(tree.tokens) for tree in trees], np.int64)
+        present = np.arange(max(1, sizes.max(initial=0))) < sizes[:, None]  # indices need a column
+
+        def table(parts: Iterable[npt.NDArray[Any]], padding: int, kind: type[np.generic]) -> npt.NDArray[Any]:
+            held = np.full(present.shape, padding, kind)
+            held[present] = np.concatenate([np.empty(0, kind), *parts])
+            return held
+
         buffers = {id(tree.q): tree.q for tree in trees if tree.q is not None}
         ends = np.cumsum([0, *map(len, buffers.values())])
         first = dict(zip(buffers, ends.tolist(), strict=False))
-        for b, tree in enumerate(trees):
-            place = b, slice(len(tree.tokens))
-            tokens[place], parents[place], laws[place] = tree.tokens, tree.parents, tree.laws
-            q_rows[place] = np.where(tree.laws == Law.DENSE, tree.q_rows + first.get(id(tree.q), 0), -1)
-            thinned[place] = (tree.laws == Law.DENSE) & (tree.q_minus > 0)
+        before = np.array([first.get(id(tree.q), 0) for tree in trees], np.int64)
+        laws = table((tree.laws for tree in trees), Law.ONE_HOT, np.uint8)
+        drawn_nodes = laws == Law.DENSE
         rows = list(buffers.values())
-        q = p[:0] if not rows else rows[0] if len(rows) == 1 else torch.cat(rows)
-        return cls(tokens, parents, laws, q_rows, thinned, p, np.asarray(roots, np.int64), q, drawn)
+        return cls(
+            table((tree.tokens for tree in trees), 0, np.int64),
+            table((tree.parents for tree in trees), ABSENT, np.int64),
+            laws,
+            np.where(drawn_nodes, table((tree.q_rows for tree in trees), 0, np.int64) + before[:, None], -1),
+            drawn_nodes & (table((tree.q_minus for tree in trees), 0, np.float64) > 0),
+            p,
+            np.asarray(roots, np.int64),
+            p[:0] if not rows else rows[0] if len(rows) == 1 else torch.cat(rows),
+            drawn,
+        )
 
     def __len__(self) -> int:
         return len(self.tokens)
@@ -71,13 +83,15 @@ class DraftBatch:
     @cached_property
     def depths(self) -> Ids:
         """[B, N + 1] by place + 1: 0 for the root, 1 for its children."""
+        if self.are_chains:
+            return np.arange(self.nodes + 1) * np.pad(self.present, ((0, 0), (1, 0)))
         depths = np.zeros((len(self), self.nodes + 1), np.int64)
         every = np.arange(len(self))
         for node in range(self.nodes):
             depths[:, node + 1] = (depths[every, self.parents[:, node] + 1] + 1) * self.present[:, node]
         return depths
 
-    @property
+    @cached_property
     def depth(self) -> int:
         """Of the deepest tree."""
         return int(self.depths.max(initial=0))
@@ -124,6 +138,10 @@ class DraftBatch:
         if len(thinned):
             weights[thinned] /= host(self._thin(requests[thinned], nodes[thinned]).sum(1, dtype=torch.float64))
         return weights
+
+    def target(self, requests: Ids, places: Ids) -> Tensor:
+        """[k, V] rows of `p` at these places, the caller's own. requests, places: [k]."""
+        return self.p.index_select(0, self.there(self.roots[requests] + 1 + places))
 
     def law(self, requests: Ids, nodes: Ids) -> Tensor:
         """[k, V] in the type of `p`: the laws these nodes' tokens were drawn from. requests, nodes: [k]."""
@@ -176,7 +194,7 @@ class DraftBatch:
     def _thin(self, requests: Ids, nodes: Ids) -> Tensor:
         """[k, V]: the drawn nodes' rows without what earlier siblings took, not normalised. What is left is summed
         where it is needed: one minus what was taken would have lost its digits where a row is peaked."""
-        rows = self.q[self.there(self.q_rows[requests, nodes])]
+        rows = self.q.index_select(0, self.there(self.q_rows[requests, nodes]))
         if not self.thinned[requests, nodes].any():
             return rows
         taken = self._elder[requests, nodes] & self.thinned[requests, nodes, None]

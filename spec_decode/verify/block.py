@@ -7,12 +7,11 @@ from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
-from torch import Tensor
 
 from samplers.contract import Param
 from samplers.rng import Noise
 from spec_decode.contract import VERIFIERS, Law, Verdict
-from spec_decode.verify.batch import ROOT, DraftBatch, Ids, Scores, host
+from spec_decode.verify.batch import ROOT, DraftBatch, Ids, Mask, Scores, host
 from spec_decode.verify.chance import Chance
 from spec_decode.verify.outcome import verdict
 
@@ -20,11 +19,11 @@ from spec_decode.verify.outcome import verdict
 @VERIFIERS.register
 class Block:
     """The longest prefix of a chain that passes is accepted, wherever earlier tokens alone would have failed: traversal
-    of a tree that is a chain, all of its nodes at once. Accepts at least as many tokens as the token rule, and as many
-    as any rule can.
+    of a tree that is a chain. Accepts at least as many tokens as the token rule, and as many as any rule can.
 
     With r_0 = 1 and r_i = min (r_{i-1} p(x_i) / q(x_i), 1), node i passes with probability h_i = S_i / (S_i + 1 - r_i)
-    for S_i = sum (r_i p - q)+ of the rows for the next token, the last one with r.
+    for S_i = sum (r_i p - q)+ of the rows for the next token, the last one with r. As no h_i is above r_i, nodes whose
+    number is not below r_i need no S_i. The others are asked from the last one on until one passes, each at O(V).
     """
 
     name = "block"
@@ -34,30 +33,32 @@ class Block:
     def verify(self, batch: DraftBatch, noise: Noise, params: Mapping[str, npt.NDArray[np.float64]]) -> Verdict:
         batch.check_chains(self.name)
         count, chance = len(batch), Chance(noise)
-        every, lengths = np.arange(count), batch.present.sum(1)
-        rates = _rates(batch)
-        passing = rates[:, 1:].copy()  # h, by node; that of the last one
-        last = np.maximum(lengths - 1, 0)
-        uniforms = chance.accept(batch.nodes)
-        whole = (lengths > 0) & (uniforms[every, last] < passing[every, last])
-        inner = batch.present & (np.arange(batch.nodes) < last[:, None]) & ~whole[:, None]
-        if inner.any():
-            requests, nodes = inner.nonzero()
-            passing[requests, nodes] = _chances(batch, requests, nodes, rates[requests, nodes + 1])
-        passed = batch.present & (uniforms < passing)
-        places = np.where(passed.any(1), batch.nodes - 1 - passed[:, ::-1].argmax(1), ROOT)
-        places = np.where(whole, last, places)
-        cut = np.flatnonzero(places + 1 < lengths)  # a draft that was rejected follows
-        rows = batch.p[batch.there(batch.roots + 1 + places)]
-        repaired = np.zeros(count, np.int64)
-        if len(cut):
-            rest = _residual(batch, cut, places[cut], rates[cut, places[cut] + 1])
-            left = host(rest.sum(1)) > 0
-            rows[batch.there(cut[left])] = rest[batch.there(np.flatnonzero(left))]
-            repaired[cut[~left]] = 1
-        corrections = places + 1 < lengths
-        tokens = chance.draw(rows, every, places + 1, corrections & (repaired == 0))
-        return verdict(batch, places, tokens, repaired)
+        rates, uniforms = _rates(batch), chance.accept(batch.nodes)
+        asked = np.ones((count, batch.nodes + 1), bool)  # by place + 1: whether it may pass; the root does
+        asked[:, 1:] = _may_pass(batch, rates, uniforms)
+        places = _deepest(asked)
+        corrected = places < batch.present.sum(1) - 1  # a draft that is rejected follows
+        rows = batch.p.new_empty(count, batch.p.shape[1])  # what the token that follows is drawn from
+        empty = np.zeros(count, bool)
+        waiting = np.flatnonzero(corrected)
+        while len(waiting):
+            at = places[waiting]
+            rate = rates[waiting, at + 1]
+            rest = batch.target(waiting, at).mul_(batch.there(rate).to(rows)[:, None])
+            mass = host(rest.sub_(batch.law(waiting, at + 1)).clamp_(min=0.0).sum(1))
+            certain = batch.laws[waiting, at + 1] == Law.ONE_HOT  # then it is known to pass
+            passed = (at == ROOT) | certain | (uniforms[waiting, at] < _chance(mass, rate))
+            empty[waiting[passed]] = ~(mass[passed] > 0)
+            rest = rest.index_select(0, batch.there(np.flatnonzero(passed)))
+            rows.index_copy_(0, batch.there(waiting[passed]), rest)
+            waiting = waiting[~passed]
+            asked[waiting, places[waiting] + 1] = False
+            places[waiting] = _deepest(asked[waiting])
+        corrected &= ~empty
+        whole = np.flatnonzero(~corrected)
+        rows.index_copy_(0, batch.there(whole), batch.target(whole, places[whole]))
+        tokens = chance.draw(rows, np.arange(count), places + 1, corrected)
+        return verdict(batch, places, tokens, empty)
 
 
 def _rates(batch: DraftBatch) -> Scores:
@@ -72,21 +73,21 @@ def _rates(batch: DraftBatch) -> Scores:
     return rates
 
 
-def _chances(batch: DraftBatch, requests: Ids, nodes: Ids, rates: Scores) -> Scores:
-    """[k] h of nodes that are followed by another one. requests, nodes, rates: [k]."""
-    left = np.zeros(len(nodes))
-    certain = batch.laws[requests, nodes + 1] == Law.ONE_HOT  # of the next token, whose row is looked up at one entry
-    left[certain] = rates[certain] * (1 - batch.target_at[requests[certain], nodes[certain] + 1])
-    drawn = np.flatnonzero(~certain & (rates > 0))
-    if len(drawn):
-        rest = _residual(batch, requests[drawn], nodes[drawn], rates[drawn])
-        left[drawn] = host(rest.sum(1))
-    missing = left + 1 - rates
-    return np.where(missing > 0, np.divide(left, missing, out=np.ones_like(left), where=missing > 0), 1.0)
+def _may_pass(batch: DraftBatch, rates: Scores, uniforms: Scores) -> Mask:
+    """[B, N] nodes that pass, as far as no row as wide as the vocabulary has to be looked at. uniforms: [B, N]."""
+    passing = batch.present & (uniforms < rates[:, 1:])
+    certain = batch.present[:, 1:] & (batch.laws[:, 1:] == Law.ONE_HOT)  # a next token that is needs one entry of p
+    rate = rates[:, 1:-1]
+    passing[:, :-1] &= ~certain | (uniforms[:, :-1] < _chance(rate * (1 - batch.target_at[:, 1:]), rate))
+    return passing
 
 
-def _residual(batch: DraftBatch, requests: Ids, places: Ids, rates: Scores) -> Tensor:
-    """[k, V] (r p - q)+ behind these places, q being the law of the node that follows. All: [k]."""
-    rest = batch.p[batch.there(batch.roots[requests] + 1 + places)]
-    rest.mul_(batch.there(rates).to(rest)[:, None])
-    return rest.sub_(batch.law(requests, places + 1)).clamp_(min=0.0)
+def _chance(mass: Scores, rate: Scores) -> Scores:
+    """h for S and r."""
+    missing = mass + 1 - rate
+    return np.divide(mass, missing, out=np.ones_like(mass), where=missing > 0)
+
+
+def _deepest(asked: Mask) -> Ids:
+    """[B] the last of the places that are asked. asked: [B, N + 1] by place + 1."""
+    return asked.shape[1] - 2 - asked[:, ::-1].argmax(1)

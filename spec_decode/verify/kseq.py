@@ -47,7 +47,7 @@ class KSeq:
             if not len(walking):
                 break
             drafts = batch.below(along)[walking]
-            p = batch.p[batch.there(batch.roots[walking] + 1 + places[walking])].double()
+            p = batch.target(walking, places[walking]).double()
             drafted = np.any(drafts, 1)
             moved = np.zeros(len(walking), bool)
             if drafted.any():

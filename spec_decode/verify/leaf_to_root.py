@@ -15,7 +15,8 @@ from spec_decode.verify.remaining import Remaining
 def leaf_to_root(batch: DraftBatch, noise: Noise) -> Verdict:
     """Traversal verification (Weng et al., arXiv 2505.12398): all requests take one step down or up per round.
 
-    Costs O(V) for each node that fails, at most 2 N + 1 rounds, and memory of depth x B x V.
+    Costs O(V) for each node that fails, at most 2 N + 1 rounds, and memory of depth x B x V. What a place has left is
+    of no interest once all below it has failed and its own number is above its rate, which does not rise by that.
     """
     count = len(batch)
     chance, rest = Chance(noise), Remaining(batch, count * (batch.depth + 1))  # slots: depth x B + request
@@ -44,13 +45,17 @@ def leaf_to_root(batch: DraftBatch, noise: Noise) -> Verdict:
         lost, failed = requests[~accepted], nodes[~accepted]
         if len(lost):
             parents = batch.parents[lost, failed]
+            turns[lost, parents + 1] += 1
+            places[lost] = parents
             above = rates[lost, parents + 1]
-            total = rest.take(slots[~down][~accepted] - count, lost, failed, above)
+            others = batch.children[lost, parents + 1, turns[lost, parents + 1]] >= 0
+            matters = others | (parents == ROOT) | (uniforms[lost, parents] < above)
+            lost, failed, parents, above = lost[matters], failed[matters], parents[matters], above[matters]
+        if len(lost):
+            total = rest.take(slots[~down][~accepted][matters] - count, lost, failed, above)
             certain = total + 1.0 - above <= 0  # nothing left although the parent was sure to be accepted
             repaired[lost] += certain
             rates[lost, parents + 1] = np.where(certain, 1.0, total / np.where(certain, 1.0, total + 1.0 - above))
-            turns[lost, parents + 1] += 1
-            places[lost] = parents
         done[requests[accepted]] = True
         active = active[~done[active]]
     every = np.arange(count)

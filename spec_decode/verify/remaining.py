@@ -34,10 +34,13 @@ class Remaining:
     def rows(self, slots: Ids, requests: Ids, places: Ids) -> Tensor:
         """[k, V] weights, the caller's own. places: [k] that the slots stand for."""
         batch = self._batch
-        rows = batch.p[batch.there(batch.roots[requests] + 1 + places)]
-        changed = self._changed[slots].nonzero()[0]
-        if len(changed) and self._rest is not None:
-            rows[batch.there(changed)] = self._rest[batch.there(slots[changed])]
+        changed = self._changed[slots]
+        if self._rest is None or not changed.any():
+            return batch.target(requests, places)
+        rows = self._rest.index_select(0, batch.there(slots))
+        if not changed.all():
+            same = np.flatnonzero(~changed)
+            rows.index_copy_(0, batch.there(same), batch.target(requests[same], places[same]))
         return rows
 
     def at(self, slots: Ids, requests: Ids, nodes: Ids) -> Scores:
@@ -60,15 +63,15 @@ class Remaining:
         rest = self.rows(slots, requests, batch.parents[requests, nodes])
         rest.mul_(torch.from_numpy(rates / self._totals[slots]).to(rest)[:, None])
         rest.sub_(batch.law(requests, nodes)).clamp_(min=0.0)
-        totals = np.nan_to_num(host(rest.sum(1, dtype=torch.float64)))
+        totals = host(rest.sum(1, dtype=torch.float64))
+        left = totals > 0
         if self._rest is None:
             self._rest = torch.empty(len(self._changed), rest.shape[1], dtype=rest.dtype, device=rest.device)
-        left = totals > 0
         if not left.all():
-            rest[batch.there((~left).nonzero()[0])] = self.rows(
-                slots[~left], requests[~left], batch.parents[requests[~left], nodes[~left]]
-            )
-        self._rest[batch.there(slots)] = rest
+            kept = np.flatnonzero(~left)
+            slots_kept, of = slots[kept], requests[kept]
+            rest.index_copy_(0, batch.there(kept), self.rows(slots_kept, of, batch.parents[of, nodes[kept]]))
+        self._rest.index_copy_(0, batch.there(slots), rest)
         self._totals[slots] = np.where(left, totals, self._totals[slots])
         self._changed[slots] = True
-        return totals
+        return np.where(left, totals, 0.0)

@@ -45,8 +45,7 @@ class TypicalAcceptance:
         equal = best == best.max(1, keepdims=True)
         places = np.where(equal, batch.preorder, batch.nodes + 1).argmin(1) - 1
         offsets = batch.depths[every, places + 1]
-        rows = batch.p[batch.there(batch.roots + 1 + places)].double()
-        tokens = Chance(noise).draw(rows, every, offsets, np.zeros(len(batch), bool))
+        tokens = Chance(noise).draw(batch.target(every, places), every, offsets, np.zeros(len(batch), bool))
         return verdict(batch, places, tokens)
 
 

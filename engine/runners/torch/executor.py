@@ -203,7 +203,7 @@ class TorchExecutor:
             asked = [one.drafted.sequence.active.request for one in judged for _ in one.tokens]
             shaped = raw
             if any(request.logprobs is not None and request.processed_logprobs for request in asked):
-                shaped = torch.stack([row for one in judged for row in one.shaped])
+                shaped = torch.stack([rows[row] for one in judged for rows, row in one.shaped])
             scores = self._scores(asked, raw, shaped, tokens)
         at = 0
         for one in judged:

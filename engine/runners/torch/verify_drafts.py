@@ -62,7 +62,7 @@ class Judged:
     drafted: Drafted
     path: list[int] = field(default_factory=list)  # accepted nodes
     tokens: list[int] = field(default_factory=list)  # theirs, and the one that follows unless there is a failure
-    shaped: list[Tensor] = field(default_factory=list)  # [V] fp32 of each token, after the request's stages
+    shaped: list[tuple[Tensor, int]] = field(default_factory=list)  # (rows [R, V] after the stages, which), per token
     failure: tuple[str, str] | None = None  # (code, message): why nothing follows
     repaired: int = 0  # residuals that rounding has left without mass
     spoilt: bool = False  # the model had no numbers for a row of the draft, accepted or not
@@ -144,7 +144,7 @@ class DraftJudge:
                     one.failure = failures[row]
                     continue
                 one.tokens.append(tokens[row])
-                one.shaped.append(sampled.processed[row])
+                one.shaped.append((sampled.processed, row))
                 child = children[at].get((one.path[-1] if one.path else ROOT, tokens[row]))
                 if child is not None:
                     one.path.append(child)
@@ -398,7 +398,7 @@ def _judged(one: Drafted, path: list[int], token: int, shaped: Tensor, start: in
     failure = failures.get(places[-1])
     if failure is None:
         tokens.append(token)
-    return Judged(one, path, tokens, [shaped[row] for row in places[: len(tokens)]], failure)
+    return Judged(one, path, tokens, [(shaped, row) for row in places[: len(tokens)]], failure)
 
 
 def _reachable(tree: DraftTree, start: int, failures: Failures) -> list[int]:
