@@ -4,9 +4,10 @@ without memory, drafts of a model that is not the target. Chi-square against enu
 
 from __future__ import annotations
 
+import gc
 import itertools
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -36,9 +37,17 @@ pytestmark = pytest.mark.slow
 VOCABULARY, LENGTH, COMPARED = 3, 5, 4
 PROMPT = (1, 0, 1)
 REQUESTS, CHOICES = 96, 16
-SLOTS, PAGES = 512, 20000
+SLOTS, PAGES = 512, 6000
 
 Tokens = tuple[int, ...]
+
+
+@pytest.fixture(autouse=True)
+def no_collections() -> Iterator[None]:
+    """Thousands of choices live at once; looking through them again and again would take a fifth of the time."""
+    gc.disable()
+    yield
+    gc.enable()
 
 
 def make_table(seed: int) -> torch.Tensor:
@@ -142,9 +151,9 @@ SAMPLERS: dict[str, dict[str, Any]] = {
     "gumbel": {"draw": "gumbel", "temperature": 0.7},
 }
 FOR_SAMPLERS = ("token", "block", "traversal, hu", "kseq", "rrs, swor")
-CASES = [("plain", way) for way in WAYS] + [
-    (name, FOR_SAMPLERS[(at + more) % len(FOR_SAMPLERS)]) for at, name in enumerate(SAMPLERS) for more in (0, 2)
-]
+# each sampler under one rule: what its state has heard under the others, test_speculation_rows compares exactly
+CASES = [("plain", way) for way in WAYS]
+CASES += [(name, FOR_SAMPLERS[at % len(FOR_SAMPLERS)]) for at, name in enumerate(SAMPLERS)]
 
 
 @pytest.mark.parametrize(("sampler", "way"), CASES, ids=[" with ".join(case) for case in CASES])
@@ -204,7 +213,7 @@ async def test_drafts_drawn_with_the_numbers_of_their_positions_are_noticed(
 
     if not right:
         monkeypatch.setattr(draft_rows, "philox", by_position)
-    outputs, _ = await drawn({}, WAYS["block"], requests=512)
+    outputs, _ = await drawn({}, WAYS["block"], requests=256)
     assert (p_value(outputs, law({})) > LEAST) is right
 
 

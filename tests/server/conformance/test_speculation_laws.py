@@ -1,5 +1,5 @@
 """Speculation on and off through HTTP on the embedded pair: at temperature 0 the same tokens over 200 prompts, at
-temperature 1 the same law, by chi-square of thousands of draws against enumeration.
+temperature 1 the same law, by chi-square of 20,000 draws against enumeration.
 """
 
 from __future__ import annotations
@@ -142,28 +142,42 @@ def law() -> dict[tuple[int, ...], float]:
     return found
 
 
-@pytest.mark.parametrize(
-    ("draws", "way"),
-    [
-        (20_000, {"draft": "draft_model", "num_tokens": 2, "verifier": "block"}),
-        (8_000, {"draft": "draft_model", "num_tokens": 2, "num_drafts": 2, "verifier": "traversal"}),
-    ],
-    ids=["block", "traversal"],
-)
-def test_the_law_of_the_first_three_tokens(raw: httpx.Client, draws: int, way: dict[str, Any]) -> None:
-    def drawn(seed: int) -> tuple[list[tuple[int, ...]], int]:
+def p_value(seen: Counter[tuple[int, ...]], expected: dict[tuple[int, ...], float]) -> float:
+    assert seen.keys() <= expected.keys()
+    counts = torch.tensor([seen[tokens] for tokens in expected])
+    chances = torch.tensor(list(expected.values()), dtype=torch.double)
+    return chi_square(counts, chances / chances.sum())
+
+
+BLOCK = {"draft": "draft_model", "num_tokens": 2, "verifier": "block"}
+TREE = {"draft": "draft_model", "num_tokens": 2, "num_drafts": 2, "verifier": "traversal"}
+REQUESTS = {"block": 160, "traversal": 40}  # of `CHOICES` each
+
+
+def test_the_law_of_the_first_three_tokens(raw: httpx.Client) -> None:
+    """Chains and trees share steps; each of them, and all together, are compared."""
+
+    def drawn(asked: tuple[int, dict[str, Any]]) -> tuple[str, list[tuple[int, ...]], int]:
+        seed, way = asked
         fields = {"n": CHOICES, "max_tokens": COMPARED + 1, "ignore_eos": True, "return_token_ids": True} | FIELDS
         answer = post_completion(raw, prompt=PROMPT, seed=seed, spec_decode=way, **fields).json()
         report = answer["drafthouse"]["spec_decode"]
         assert report["verifier"] == way["verifier"] and report["drafted"] > 0
-        return [tuple(choice["token_ids"][:COMPARED]) for choice in answer["choices"]], report["accepted"]
+        return (
+            way["verifier"],
+            [tuple(choice["token_ids"][:COMPARED]) for choice in answer["choices"]],
+            report["accepted"],
+        )
 
-    found = at_once(drawn, list(range(draws // CHOICES)))
-    seen = Counter(tokens for own, _ in found for tokens in own)
+    ways = [TREE if i % 5 == 0 else BLOCK for i in range(sum(REQUESTS.values()))]
+    found = at_once(drawn, list(enumerate(ways)))
     expected = law()
-    assert sum(seen.values()) == draws and len(expected) > 8
-    assert seen.keys() <= expected.keys()
-    counts = torch.tensor([seen[tokens] for tokens in expected])
-    chances = torch.tensor(list(expected.values()), dtype=torch.double)
-    assert chi_square(counts, chances / chances.sum()) > LEAST
-    assert sum(accepted for _, accepted in found) > draws / 10
+    assert len(expected) > 8
+    by_rule = {rule: Counter(tokens for of, own, _ in found for tokens in own if of == rule) for rule in REQUESTS}
+    for rule, seen in by_rule.items():
+        assert seen.total() == REQUESTS[rule] * CHOICES
+        assert p_value(seen, expected) > LEAST
+        assert sum(accepted for of, _, accepted in found if of == rule) > seen.total() / 10
+    together = sum(by_rule.values(), Counter())
+    assert together.total() == 20_000
+    assert p_value(together, expected) > LEAST
