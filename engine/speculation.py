@@ -6,35 +6,42 @@ on what a step is about to draw, so the law of the output stays what it is (spec
 
 from __future__ import annotations
 
-import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from collections.abc import Sequence as Many
 from dataclasses import dataclass, field, replace
-from typing import TypeVar
 
+from engine.drafters import Drafters
 from engine.executor import Drawn, Executor
 from engine.request import FinishReason
 from engine.scheduler import Scheduler, Work
 from engine.sequence import Sequence
 from samplers.chain import DEFAULT_DRAW, Chain, Item
-from samplers.rng import Noise
 from samplers.temperature import GREEDY_BELOW
 from spec_decode.acceptance import Verified
-from spec_decode.contract import DraftAdmission, Drafter, DraftPlan, DraftTree, LoadedSource, TreeError
+from spec_decode.contract import DraftAdmission, DraftPlan, DraftTree
 from spec_decode.controller import Candidate, Controller, Load
 from spec_decode.cost_model import CostModel
-from spec_decode.request import SpecRequest, depth_limit
+from spec_decode.request import SourceUse, SpecRequest, depth_limit
 from spec_decode.statistics import SpecStatistics
-from spec_decode.tree_forms import Form, chain, depths, halving, part, static
+from spec_decode.tree_forms import Form, depths, halving, part, static
 
-log = logging.getLogger(__name__)
-T = TypeVar("T")
 NOTHING = Verified((), ())
 # steps for which nothing is asked after nothing has come of it: finding out costs time in every step, and whether drawn
 # drafts pay changes slowly; looked-up ones may turn up at any time
 REST_DRAWN, REST_LOOKED_UP = 31, 5
+TOGETHER = 8  # drawn drafts are thought of again every so many steps, for as many requests as possible at once
 STALE_S = 0.1  # that totals may be old while steps are run
+
+
+@dataclass
+class _Use:
+    """A source that a sequence is drafted for by."""
+
+    source: str
+    asked: bool = False  # it has made a draft already
+    rest: int = 0  # steps until its drafts are thought of again
+    fruitless: int = 0  # times in a row that nothing has come of it
 
 
 @dataclass
@@ -42,12 +49,15 @@ class _Speculating:
     """A sequence that is drafted for."""
 
     request: SpecRequest
-    slot: int  # under which its drafter and the controller know it
-    asked: bool = False  # its drafter has made a draft already
-    rest: int = 0  # steps until drafts are thought of again
-    fruitless: int = 0  # times in a row that nothing has come of it
+    slot: int  # under which its drafters and the controller know it
+    uses: list[_Use]
     candidate: Candidate | None = None  # of this step
-    statistics: SpecStatistics = field(default_factory=SpecStatistics)
+    statistics: dict[str, SpecStatistics] = field(default_factory=dict)  # by the source of a step's draft
+
+    def count(self, verified: Verified, emitted: int) -> None:
+        """A step; one without a draft belongs to the only source there is, or to none."""
+        source = self.request.draft if self.candidate is None else self.candidate.source
+        self.statistics.setdefault(source, SpecStatistics()).add(verified, emitted, source)
 
 
 @dataclass
@@ -56,6 +66,7 @@ class _Proposal:
 
     work: Work
     known: _Speculating
+    use: _Use
     plan: DraftPlan
     candidate: Candidate
     tree: DraftTree | None  # of a source that looks drafts up; others draw when it is known how much
@@ -68,27 +79,28 @@ class Speculation:
         self._executor = executor
         self._scheduler = scheduler
         self._drafting = executor.drafting
-        self._sources: Mapping[str, LoadedSource] = {one.source.name: one for one in self._drafting.sources}
-        costs = {name: one.cost for name, one in self._sources.items() if one.cost is not None}
+        self._drafters = Drafters(self._drafting.sources, executor.vocab_size)
+        costs = {one.source.name: one.cost for one in self._drafting.sources if one.cost is not None}
         self._costs = CostModel(self._drafting.verify, costs, self._drafting.plain)
         self._controller = Controller(self._costs)
         self._known: dict[Sequence, _Speculating] = {}
         self._ended: dict[tuple[str, str], SpecStatistics] = {}  # of sequences that have, by (source, verifier)
         self._freed_at, self._copied_at = 0.0, 0.0
         self._copy: Mapping[tuple[str, str], SpecStatistics] = {}
-        self._unasked = 0  # steps since the controller was asked
+        self._steps = 0  # in which somebody was drafted for, or might have been
+        self._unasked = 0  # of them since the controller was asked
         self._most_nodes = 2**31  # of a step, as far as the device's memory is known
-        self._broken: set[str] = set()  # sources that have raised: nothing more is drafted from them
 
     def draft(self, works: Many[Work]) -> None:
         """Attach drafts to those works of a planned step that are to have some, and reserve their slots."""
         began = time.perf_counter()
-        if not self._sources:
+        if not self._drafters:
             return
         for work in works:
             self._admit(work)
         if not self._known:
             return
+        self._steps += 1
         self._unasked += 1
         load = Load(
             tokens=sum(len(work.draws) for work in works),
@@ -104,12 +116,14 @@ class Speculation:
         chosen = self._controller.choose([one.candidate for one in proposals], load).nodes
         drawing: dict[str, list[tuple[_Proposal, list[int]]]] = {}
         for proposal, nodes in zip(proposals, chosen, strict=True):
+            if nodes is None:
+                continue
             if not nodes:
-                self._rest(proposal.known)
+                self._rest(proposal.use)
             elif not self._reserve(proposal, len(nodes)):
                 continue
             elif proposal.tree is None:
-                drawing.setdefault(proposal.known.request.draft, []).append((proposal, nodes))
+                drawing.setdefault(proposal.use.source, []).append((proposal, nodes))
             else:
                 whole = len(nodes) == len(proposal.tree.tokens)
                 self._attach(proposal, proposal.tree if whole else proposal.tree.part(nodes), len(nodes))
@@ -123,14 +137,15 @@ class Speculation:
         known = self._known.get(one.sequence)
         if known is None:
             return
-        source, candidate = known.request.draft, known.candidate
-        if candidate is None:
+        verified = one.verified or NOTHING
+        if known.candidate is None:
             self._controller.advance(known.slot, len(emitted))
         else:
-            known.candidate = None
-            self._controller.observe(candidate, one.verified or NOTHING, len(emitted))
-        self._contained(source, lambda drafter: drafter.commit(known.slot, emitted))
-        known.statistics.add(one.verified or NOTHING, len(emitted))
+            self._controller.observe(known.candidate, verified, len(emitted))
+        known.count(verified, len(emitted))
+        known.candidate = None
+        for use in known.uses:
+            self._drafters.commit(use.source, known.slot, emitted)
 
     def measured(self, works: Many[Work], seconds: float) -> None:
         """What a step of these works has taken, drafting apart. Prompts cost other than drafts: nothing to learn."""
@@ -148,27 +163,33 @@ class Speculation:
     @property
     def broken(self) -> frozenset[str]:
         """Sources that are switched off."""
-        return frozenset(self._broken)
+        return self._drafters.broken
 
     def statistics(self, sequence: Sequence) -> SpecStatistics | None:
         """Of a sequence that has not been freed. None: it is not drafted for."""
         known = self._known.get(sequence)
-        return None if known is None else known.statistics
+        if known is None:
+            return None
+        total = SpecStatistics()
+        for one in known.statistics.values():
+            total.absorb(one)
+        return total
 
     def free(self, sequence: Sequence) -> None:
         """The sequence has ended; harmless for others."""
         known = self._known.pop(sequence, None)
         if known is not None:
-            key = known.request.draft, known.request.verifier
             self._freed_at = time.monotonic()
-            self._ended.setdefault(key, SpecStatistics()).absorb(known.statistics)
+            _absorb(self._ended, known)
             # what the server has ended, at a stop string for one, is an output like others
             finished = sequence.finish is not None and sequence.finish.reason is not FinishReason.ERROR
-            self._contained(known.request.draft, lambda drafter: drafter.free(known.slot, keep=finished))
+            for use in known.uses:
+                self._drafters.free(use.source, known.slot, keep=finished)
             self._controller.free(known.slot)
 
     def totals(self) -> Mapping[tuple[str, str], SpecStatistics]:
-        """Of all sequences, by (source, verifier): a copy for other threads, not quite fresh while there is work."""
+        """Of all sequences, by (source, verifier): a copy for other threads, not quite fresh while there is work. Steps
+        without a draft of sequences that have several sources are counted under "auto"."""
         now = time.monotonic()
         if self._known and now - self._copied_at <= STALE_S:
             return self._copy
@@ -176,8 +197,7 @@ class Speculation:
             self._copied_at = now
             totals = {key: ended.copy() for key, ended in self._ended.items()}
             for known in self._known.values():
-                key = known.request.draft, known.request.verifier
-                totals.setdefault(key, SpecStatistics()).absorb(known.statistics)
+                _absorb(totals, known)
             self._copy = totals
         return self._copy
 
@@ -192,23 +212,21 @@ class Speculation:
                 continue
             slot, stream = sequence.slot, sequence.stream
             assert slot is not None
-            if first is None:
-                admission = self._admission(sequence, request)
-                self._contained(request.draft, lambda drafter, slot=slot, own=admission: drafter.admit(slot, own))
-                first = slot
-            else:
-                self._contained(
-                    request.draft, lambda drafter, slot=slot, of=first, own=stream: drafter.fork(of, slot, own)
-                )
+            for source in request.sources:
+                if first is None:
+                    self._drafters.admit(source.name, slot, self._admission(sequence, request, source))
+                else:
+                    self._drafters.fork(source.name, first, slot, stream)
+            first = slot if first is None else first
             self._controller.admit(slot)
-            self._known[sequence] = _Speculating(request, slot)
+            self._known[sequence] = _Speculating(request, slot, [_Use(source.name) for source in request.sources])
 
-    def _admission(self, sequence: Sequence, request: SpecRequest) -> DraftAdmission:
+    def _admission(self, sequence: Sequence, request: SpecRequest, source: SourceUse) -> DraftAdmission:
         asked = sequence.active.request
         return DraftAdmission(
             tokens=sequence.tokens,
             prompt_length=sequence.prompt_length,
-            options=request.options,
+            options=source.options,
             ending_ids=asked.eos_token_ids | asked.stop_token_ids,
             tenant=asked.tenant,
             chain=_draft_chain(asked.chain, request, self._drafting.forgetful),
@@ -221,74 +239,56 @@ class Speculation:
     def _proposals(self, works: Many[Work]) -> list[_Proposal]:
         """Of sequences that are in the middle of their output: their works are a single row from which they draw."""
         found = []
+        looking: dict[str, list[tuple[Work, _Speculating, _Use, DraftPlan]]] = {}
         for work in works:
             known = self._known.get(work.sequence)
-            if known is None or known.request.draft in self._broken:
+            if known is None or work.count != 1 or work.draws != [work.sequence]:
                 continue
-            if work.count != 1 or work.draws != [work.sequence]:
-                continue
-            if known.rest:
-                known.rest -= 1
-                continue
-            sequence = work.sequence
-            left = sequence.active.request.max_tokens - sequence.position
-            depth = depth_limit(left, left, self._drafting.max_depth)
-            if depth > 0:
-                proposal = self._proposal(work, known, depth)
-                if proposal is not None:
-                    found.append(proposal)
+            plan = None
+            for use in known.uses:
+                if use.rest:
+                    use.rest -= 1
+                    continue
+                plan = plan or self._plan(work, known.request)
+                if plan is None or not self._drafters.works(use.source):
+                    continue
+                if self._drafters.draws(use.source):
+                    # a tree that grows where it is probable: what it will look like can only be guessed
+                    grown = static(halving(plan.top_k, plan.max_depth), plan.max_nodes)
+                    found.append(self._proposal(work, known, use, plan, grown if plan.form is None else plan.form))
+                else:
+                    looking.setdefault(use.source, []).append((work, known, use, plan))
+        for source, asking in looking.items():
+            noise = self._executor.noise([work.sequence for work, *_ in asking])
+            plans = [plan for *_, plan in asking]
+            trees = self._drafters.propose(source, [known.slot for _, known, *_ in asking], plans, noise)
+            for (work, known, use, plan), tree in zip(asking, trees or (), strict=trees is not None):
+                if len(tree.tokens):
+                    found.append(self._proposal(work, known, use, plan, tuple(tree.parents.tolist()), tree))
+                else:
+                    self._rest(use)
         return found
 
-    def _proposal(self, work: Work, known: _Speculating, depth: int) -> _Proposal | None:
-        request = known.request
-        plan = request.plan(depth)
-        tree, form, matched = None, plan.form, 0
-        if not self._sources[request.draft].source.draws:
-            noise = self._executor.noise([work.sequence])
-            trees = self._contained(request.draft, lambda drafter: self._asked(drafter, [known.slot], [plan], noise))
-            if not trees:
-                return None
-            [tree] = trees
-            form, matched = tuple(tree.parents.tolist()), tree.matched
-            if not form:
-                self._rest(known)
-        elif form is None:  # it grows where it is probable: what it will look like can only be guessed
-            form = static(halving(plan.top_k, plan.max_depth), plan.max_nodes)
-        if not form:
-            return None
-        fixed = request.num_tokens is not None
-        return _Proposal(work, known, plan, Candidate(known.slot, request.draft, form, matched, fixed), tree)
+    def _plan(self, work: Work, request: SpecRequest) -> DraftPlan | None:
+        """None: there is no room for drafts."""
+        left = work.sequence.active.request.max_tokens - work.sequence.position
+        depth = depth_limit(left, left, self._drafting.max_depth)
+        return request.plan(depth) if depth > 0 else None
 
-    def _rest(self, known: _Speculating) -> None:
+    def _proposal(
+        self, work: Work, known: _Speculating, use: _Use, plan: DraftPlan, form: Form, tree: DraftTree | None = None
+    ) -> _Proposal:
+        matched, fixed = 0 if tree is None else tree.matched, known.request.num_tokens is not None
+        return _Proposal(work, known, use, plan, Candidate(known.slot, use.source, form, matched, fixed), tree)
+
+    def _rest(self, use: _Use) -> None:
         """Nothing has come of thinking about a draft: wait before it is done again."""
-        drawn = self._sources[known.request.draft].source.draws
-        known.rest = min(15 * (known.fruitless + 1), REST_DRAWN) if drawn else min(known.fruitless, REST_LOOKED_UP)
-        known.fruitless += 1
-
-    def _contained(self, source: str, call: Callable[[Drafter], T]) -> T | None:
-        """What a drafter returns. One that raises is not called again, and requests go on without its drafts."""
-        if source not in self._broken:
-            try:
-                return call(self._sources[source].drafter)
-            except Exception:
-                log.exception("the drafts of '%s' failed and are switched off", source)
-                self._broken.add(source)
-        return None
-
-    def _asked(self, drafter: Drafter, slots: list[int], plans: list[DraftPlan], noise: Noise) -> list[DraftTree]:
-        """What it proposes. Raises TreeError for what is no draft."""
-        trees = drafter.propose(slots, plans, noise)
-        if len(trees) != len(slots):
-            raise TreeError(f"{len(trees)} trees for {len(slots)} requests")
-        for tree, plan in zip(trees, plans, strict=True):
-            tree.check()
-            if len(tree.tokens) > plan.max_nodes or tree.depths.max(initial=0) > plan.max_depth:
-                raise TreeError(f"a tree of more than {plan.max_nodes} nodes or {plan.max_depth} levels")
-            if plan.form == chain(len(plan.form or ())) and not tree.is_chain:
-                raise TreeError("a tree where a chain was asked for")
-            if len(tree.tokens) and not 0 <= tree.tokens.min() <= tree.tokens.max() < self._executor.vocab_size:
-                raise TreeError("a draft holds ids that are no tokens")
-        return trees
+        if self._drafters.draws(use.source):
+            rest = min(15 * (use.fruitless + 1), REST_DRAWN)
+            use.rest = rest + -(self._steps + rest) % TOGETHER
+        else:
+            use.rest = min(use.fruitless, REST_LOOKED_UP)
+        use.fruitless += 1
 
     # --- drafts
 
@@ -298,21 +298,19 @@ class Speculation:
         slots = [proposal.known.slot for proposal, _ in wanted]
         plans = [self._narrowed(proposal, nodes) for proposal, nodes in wanted]
         noise = self._executor.noise([proposal.work.sequence for proposal, _ in wanted])
-        trees = self._contained(source, lambda drafter: self._asked(drafter, slots, plans, noise))
+        trees = self._drafters.propose(source, slots, plans, noise)
         seconds = time.perf_counter() - began
-        known = [proposal.known for proposal, _ in wanted]
+        uses = [proposal.use for proposal, _ in wanted]
         if trees is None:
             trees = [DraftTree.one_hot([], []) for _ in wanted]
-        elif (
-            all(one.asked for one in known) and all(len(tree.tokens) for tree in trees) and self._costs.charges(source)
-        ):
+        elif all(use.asked for use in uses) and all(len(tree.tokens) for tree in trees) and self._costs.charges(source):
             # a first draft computes the prompt as well, and one that was not made costs nothing
             deepest = max(int(tree.depths.max()) for tree in trees)
             self._costs.observe_draft(source, len(wanted), deepest, seconds)
         for (proposal, nodes), tree in zip(wanted, trees, strict=True):
-            proposal.known.asked = True
+            proposal.use.asked = True
             if not len(tree.tokens):
-                self._rest(proposal.known)
+                self._rest(proposal.use)
             self._attach(proposal, tree, len(nodes))
 
     def _narrowed(self, proposal: _Proposal, nodes: list[int]) -> DraftPlan:
@@ -323,7 +321,7 @@ class Speculation:
         if plan.form is None:
             return replace(plan, max_nodes=len(nodes), max_depth=deepest)
         known = self._controller.gains(candidate)
-        gains = None if candidate.fixed else tuple(known[node] for node in nodes)
+        gains = None if candidate.fixed else tuple(known[nodes].tolist())
         return replace(plan, max_nodes=len(nodes), max_depth=deepest, form=form, gains=gains)
 
     def _reserve(self, proposal: _Proposal, count: int) -> bool:
@@ -342,9 +340,14 @@ class Speculation:
         assert branch is not None and count <= reserved
         self._scheduler.pages.truncate(branch, branch.length - reserved + count)
         if count:
-            proposal.known.fruitless = 0
+            proposal.use.fruitless = 0
             proposal.work.draft = tree
             proposal.known.candidate = replace(proposal.candidate, form=tuple(tree.parents.tolist()))
+
+
+def _absorb(totals: dict[tuple[str, str], SpecStatistics], known: _Speculating) -> None:
+    for source, done in known.statistics.items():
+        totals.setdefault((source, known.request.verifier), SpecStatistics()).absorb(done)
 
 
 def _draft_chain(chain: Chain, request: SpecRequest, forgetful: frozenset[str]) -> Chain:

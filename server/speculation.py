@@ -12,15 +12,14 @@ from typing import Any
 from samplers.chain import Chain
 from spec_decode.facts import SpecFacts, sampler_class
 from spec_decode.read import read_spec
-from spec_decode.request import Plain, SpecRequest
+from spec_decode.request import AUTO, Plain, SpecRequest
 from spec_decode.statistics import SpecStatistics
-from spec_decode.wish import AUTO
 
 # what a response says about speculation; a request that repeats it means the speculation
 _FOUND = frozenset(
     (
-        "steps", "drafted", "accepted", "mean_emitted", "acceptance_by_offset", "draft_lengths", "seed_stable",
-        "fallback_reason",
+        "steps", "drafted", "accepted", "mean_emitted", "sources", "acceptance_by_offset", "draft_lengths",
+        "seed_stable", "fallback_reason",
     )
 )  # fmt: skip
 
@@ -48,10 +47,11 @@ def report(asked: SpecRequest | Plain, done: SpecStatistics) -> bool | dict[str,
     if isinstance(asked, Plain):
         return False if asked.fallback_reason is None else {"fallback_reason": asked.fallback_reason}
     lossy = {} if asked.lossless else {asked.verifier: dict(asked.verifier_values)}
+    several = [one.name for one in asked.sources] if len(asked.sources) > 1 else []
     return {
         **asked.report(),
         **lossy,
-        **done.report(asked.stats),
+        **done.report(asked.stats, several),
         "lossy": not asked.lossless,
         "seed_stable": asked.seed_stable,
     }

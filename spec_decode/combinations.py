@@ -10,7 +10,8 @@ from typing import NamedTuple
 
 from spec_decode.contract import DraftSource
 from spec_decode.facts import SamplerClass, SpecError, SpecFacts
-from spec_decode.wish import AUTO, PATH, Wish
+from spec_decode.request import AUTO
+from spec_decode.wish import PATH, Wish
 
 _UNSUPPORTED = "unsupported_by_runner"
 _CHAIN_RULES = ("token", "block")

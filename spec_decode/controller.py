@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,9 @@ from spec_decode.tree_forms import Form, depths
 
 ON = 1.05  # a request that has stopped speculating begins again when it is predicted to gain so much
 PROBE_EVERY = 32  # tokens of a request that has stopped
-PROBE_SHARE = 0.03  # of the time goes into probes, at most
+PROBE_NODES = 2  # of a probe, at most
+PROBE_SHARE = 0.015  # of the time goes into probes, at most
+PROBE_CREDIT = 4.0  # plain steps that may be spent on probes at once
 CONFIDENT = 0.15  # chains are not drawn any further when their next token is less probable to be accepted
 
 Ints = npt.NDArray[np.int64]
@@ -52,7 +55,7 @@ class Load:
 class Choice:
     """What is drafted in a step."""
 
-    nodes: list[list[int]]  # of each candidate, in rising order
+    nodes: list[list[int] | None]  # of each candidate, in rising order; None: its request has a better candidate
     gain: float  # tokens per second as predicted, relative to the step without drafts; probes are not counted
 
 
@@ -81,8 +84,8 @@ class Controller:
         """Of all requests."""
         return self._sources.setdefault(source, Acceptance())
 
-    def gains(self, candidate: Candidate) -> list[float]:
-        """The probability of each node to be accepted."""
+    def gains(self, candidate: Candidate) -> Floats:
+        """[N] the probability of each node to be accepted."""
         return self._rates(candidate).gains(candidate.form, bucket(candidate.matched))
 
     def advance(self, request: int, tokens: int) -> None:
@@ -96,42 +99,74 @@ class Controller:
         if verified.form:
             self._rates(candidate).add(verified, bucket(candidate.matched))
             if len(verified.path):  # a probe that succeeds is followed by another one at once
-                self._asked(candidate).probed_at = -math.inf
+                self._asked(candidate).drafted_at = -math.inf
 
     def choose(self, candidates: Sequence[Candidate], load: Load) -> Choice:
-        """At most one candidate per request. Predicted tokens are one per request that samples and, for each drafted
-        node, the probability that it is accepted; predicted seconds those of the drafts and of all rows."""
-        nodes = _Nodes.of(candidates, [self.gains(one) for one in candidates])
+        """Predicted tokens are one per request that samples and, for each drafted node, the probability that it is
+        accepted; predicted seconds those of the drafts and of all rows. Of a request's candidates one is thought about.
+        """
+        gains = [self.gains(one) for one in candidates]
+        kept = self._preferred(candidates, gains, load)
+        asked = [candidates[at] for at in kept]
+        best = self._chosen(asked, [gains[at] for at in kept], load)
+        chosen = best.chosen(len(asked))
+        self._switch(asked, chosen)
+        self._probe(asked, chosen, load)
+        nodes: list[list[int] | None] = [None] * len(candidates)
+        for at, own in zip(kept, chosen, strict=True):
+            nodes[at] = own
+        return Choice(nodes, best.gain)
+
+    def _preferred(self, candidates: Sequence[Candidate], gains: Sequence[Floats], load: Load) -> list[int]:
+        """Of each request the candidate with the most tokens per second, if all requests here drafted like it."""
+        by_request: dict[int, list[int]] = {}
+        for at, candidate in enumerate(candidates):
+            by_request.setdefault(candidate.request, []).append(at)
+        count = len(by_request)
+        if count == len(candidates):
+            return list(range(count))
+
+        def rate(at: int) -> float:
+            form, order = candidates[at].form, np.argsort(-gains[at], kind="stable")
+            tokens = load.tokens + count * gains[at][order].cumsum()
+            rows = load.rows + count * np.arange(1, 1 + len(order))
+            seconds = self._costs.verify(rows, load.context, load.rows)
+            deepest = np.maximum.accumulate(_depths(form)[order])
+            seconds = seconds + self._costs.draft(candidates[at].source, count, deepest)
+            return float((tokens / seconds).max(initial=0.0))
+
+        return sorted(max(own, key=rate) if len(own) > 1 else own[0] for own in by_request.values())
+
+    def _chosen(self, candidates: Sequence[Candidate], gains: Sequence[Floats], load: Load) -> _Best:
+        nodes = _Nodes.of(candidates, gains)
         best = self._best(nodes, candidates, load)
-        timid = {at for at, one in enumerate(candidates) if not self._asked(one).on and best.gain_of(at) < ON}
-        if timid:
-            left = nodes.without(timid)
-            best = self._best(left, candidates, load) if len(left.owner) else _Best(left, 1.0, 0.0)
-        chosen = best.chosen(len(candidates))
-        self._switch(candidates, chosen)
-        self._probe(candidates, chosen, load)
-        return Choice(chosen, best.gain)
+        timid = np.flatnonzero(best.gains_of(len(candidates)) < ON)
+        timid = [at for at in timid.tolist() if not self._asked(candidates[at]).on]
+        if not timid:
+            return best
+        left = nodes.without(timid)
+        return self._best(left, candidates, load) if len(left.owner) else _Best(left, 1.0, 0.0)
 
     def _best(self, nodes: _Nodes, candidates: Sequence[Candidate], load: Load) -> _Best:
         """The best nodes of all. Gains fall along paths, so the most probable ones come with their parents; drafts cost
         by their depth, so those of at most each depth are tried. With one source nothing is better."""
         nodes = nodes.take(np.lexsort((-nodes.gain, ~nodes.fixed)))
-        sources = [candidates[owner].source for owner in nodes.owner.tolist()]
-        charging = {source for source in sources if self._costs.charges(source)}
+        charging = {one.source for one in candidates if self._costs.charges(one.source)}
         if charging and not nodes.is_chain:
             limits = np.array([0, *sorted(set(nodes.depth.tolist()))])[:, None]
             within = (nodes.depth <= limits) | nodes.fixed  # [limits, N]
         else:
-            within = np.ones((1, len(sources)), bool)  # nothing costs by depth, or the first nodes are the first depths
+            # nothing costs by depth, or the first nodes are the first depths
+            within = np.ones((1, len(nodes.owner)), bool)
         room = max(load.max_rows - load.rows, 0)
         counts = _sums(within)  # [limits, N + 1]: of the first nodes, those within the limit
         tokens = load.tokens + _sums(within * nodes.gain)
         seconds = self._costs.verify(load.rows + counts, load.context, load.rows)
         plain_s = float(seconds[0, 0])
         for source in charging:
-            own = np.array([one == source for one in sources])
+            own = np.array([one.source == source for one in candidates])[nodes.owner]
             deepest = np.maximum.accumulate(within * own * nodes.depth, 1)
-            seconds[:, 1:] += self._costs.draft(source, len(set(nodes.owner[own].tolist())), deepest)
+            seconds[:, 1:] += self._costs.draft(source, len(np.unique(nodes.owner[own])), deepest)
         rates = tokens / seconds
         least = min(int(nodes.fixed.sum()), room)
         allowed = (counts <= room) & (np.arange(counts.shape[1]) >= least)
@@ -146,34 +181,35 @@ class Controller:
         for candidate, nodes in zip(candidates, chosen, strict=True):
             if candidate.form and not candidate.fixed:
                 asked = self._asked(candidate)
-                if asked.on and not nodes:
-                    asked.probed_at = self._requests[candidate.request].tokens
                 asked.on = bool(nodes)
+                if nodes:
+                    asked.drafted_at = self._requests[candidate.request].tokens
 
     def _probe(self, candidates: Sequence[Candidate], chosen: Sequence[list[int]], load: Load) -> None:
-        """Give requests that have stopped one node each, those first that have waited longest, as far as there is
-        credit. It grows by a share of every step and never beyond what the steps between two probes bring."""
+        """Give requests that do without drafts a small one, those first that have waited longest, as far as there is
+        credit. It grows by a share of every step."""
         rows = load.rows + sum(map(len, chosen))
         step_s = float(self._costs.verify(rows, load.context, load.rows))
-        most_s = PROBE_SHARE * PROBE_EVERY * step_s
-        self._credit_s = min(self._credit_s + PROBE_SHARE * step_s * load.steps, most_s)
+        self._credit_s = min(self._credit_s + PROBE_SHARE * step_s * load.steps, PROBE_CREDIT * step_s)
         drafting = {one.source for one, nodes in zip(candidates, chosen, strict=True) if nodes}
-        for at in sorted(self._due(candidates, chosen), key=lambda at: self._asked(candidates[at]).probed_at):
+        for at in sorted(self._due(candidates, chosen), key=lambda at: self._asked(candidates[at]).drafted_at):
             candidate = candidates[at]
-            before_s, after_s = self._costs.verify([rows, rows + 1], load.context, load.rows).tolist()
+            count = min(PROBE_NODES, len(candidate.form), load.max_rows - rows)
+            before_s, after_s = self._costs.verify([rows, rows + count], load.context, load.rows).tolist()
             cost_s = after_s - before_s
             if candidate.source not in drafting:
-                cost_s += float(self._costs.draft(candidate.source, 1, 1))
-            if cost_s <= self._credit_s and rows < load.max_rows:
-                self._credit_s -= cost_s
-                self._asked(candidate).probed_at = self._requests[candidate.request].tokens
-                chosen[at].append(0)
-                drafting.add(candidate.source)
-                rows += 1
+                cost_s += float(self._costs.draft(candidate.source, 1, max(depths(candidate.form[:count]), default=0)))
+            if not count or cost_s > self._credit_s:
+                break
+            self._credit_s -= cost_s
+            self._asked(candidate).drafted_at = self._requests[candidate.request].tokens
+            chosen[at].extend(range(count))  # the beginning of a form holds the parents of its nodes
+            drafting.add(candidate.source)
+            rows += count
 
     def _due(self, candidates: Sequence[Candidate], chosen: Sequence[Sequence[int]]) -> Iterator[int]:
         for at, (candidate, nodes) in enumerate(zip(candidates, chosen, strict=True)):
-            waited = self._requests[candidate.request].tokens - self._asked(candidate).probed_at
+            waited = self._requests[candidate.request].tokens - self._asked(candidate).drafted_at
             if candidate.form and not candidate.fixed and not nodes and waited >= PROBE_EVERY:
                 yield at
 
@@ -194,7 +230,7 @@ class _Asked:
     """A request with drafts of one source and bucket."""
 
     on: bool = True
-    probed_at: float = -math.inf  # tokens of the request when it stopped or was probed; -inf: probe it at once
+    drafted_at: float = -math.inf  # tokens of the request when it was last drafted for; -inf: probe it at once
 
 
 @dataclass
@@ -215,13 +251,15 @@ class _Nodes:
     fixed: npt.NDArray[np.bool_]
 
     @classmethod
-    def of(cls, candidates: Sequence[Candidate], gains: Sequence[Sequence[float]]) -> _Nodes:
+    def of(cls, candidates: Sequence[Candidate], gains: Sequence[Floats]) -> _Nodes:
+        sizes = np.array([len(own) for own in gains], np.int64)
+        owner = np.repeat(np.arange(len(sizes)), sizes)
         return cls(
-            np.array([at for at, one in enumerate(candidates) for _ in one.form], np.int64),
-            np.array([node for one in candidates for node in range(len(one.form))], np.int64),
-            np.array([depth for one in candidates for depth in depths(one.form)], np.int64),
-            np.array([gain for own in gains for gain in own], np.float64),
-            np.array([one.fixed for one in candidates for _ in one.form], bool),
+            owner,
+            np.arange(len(owner)) - np.repeat(sizes.cumsum() - sizes, sizes),
+            np.concatenate([np.empty(0, np.int64), *(_depths(one.form) for one in candidates)]),
+            np.concatenate([np.empty(0), *gains]),
+            np.array([one.fixed for one in candidates], bool)[owner],
         )
 
     @property
@@ -234,6 +272,12 @@ class _Nodes:
 
     def without(self, owners: Collection[int]) -> _Nodes:
         return self.take(~np.isin(self.owner, list(owners)))
+
+
+@lru_cache(2**12)
+def _depths(form: Form) -> Ints:
+    """[N] of every node; not to be written to."""
+    return np.array(depths(form), np.int64)
 
 
 def _sums(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -251,16 +295,17 @@ class _Best:
     gain: float  # tokens per second, relative to those without any drafts
     lost: float  # tokens that the others would have got in the time for these nodes, fixed ones apart
 
-    def gain_of(self, owner: int) -> float:
-        """What one candidate's nodes gain, if each node is charged for an equal part of the additional time; infinity
-        without such nodes. With one request it is `gain`."""
+    def gains_of(self, candidates: int) -> Floats:
+        """[candidates] what the nodes of each gain, if each node is charged for an equal part of the additional time;
+        infinity without such nodes. With one request it is `gain`."""
         free = self.nodes.take(~self.nodes.fixed)
-        own = free.owner == owner
-        return float((1 + free.gain[own].sum()) / (1 + self.lost * own.mean())) if own.any() else math.inf
+        count = np.bincount(free.owner, minlength=candidates)
+        gained = np.bincount(free.owner, free.gain, minlength=candidates)
+        return np.where(count > 0, (1 + gained) / (1 + self.lost * count / max(len(free.owner), 1)), math.inf)
 
     def chosen(self, candidates: int) -> list[list[int]]:
         """Of each candidate, in rising order."""
-        nodes: list[list[int]] = [[] for _ in range(candidates)]
-        for owner, node in sorted(zip(self.nodes.owner.tolist(), self.nodes.node.tolist(), strict=True)):
-            nodes[owner].append(node)
-        return nodes
+        nodes = self.nodes.take(np.lexsort((self.nodes.node, self.nodes.owner)))
+        ends = np.searchsorted(nodes.owner, np.arange(candidates), "right").tolist()
+        every = nodes.node.tolist()
+        return [every[start:end] for start, end in zip([0, *ends], ends, strict=False)]

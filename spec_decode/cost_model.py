@@ -30,12 +30,10 @@ class Latency:
         asked = np.asarray(rows, np.float64)
         line = np.interp(asked, self._rows, self._seconds)
         first, last = self._rows[0], self._rows[-1]
-        beyond = asked > last
-        if beyond.any():
-            line = np.where(beyond, self._seconds[-1] + (asked - last) * self._slope(-2), line)
-        before = asked < first
-        if before.any():
-            line = np.where(before, self._seconds[0] + (asked - first) * self._slope(0), line)
+        if asked.max(initial=first) > last:
+            line = np.where(asked > last, self._seconds[-1] + (asked - last) * self._slope(-2), line)
+        if asked.min(initial=first) < first:
+            line = np.where(asked < first, self._seconds[0] + (asked - first) * self._slope(0), line)
         return np.maximum(line, self._least)
 
     def observe(self, rows: int, seconds: float) -> None:

@@ -6,41 +6,41 @@ nothing but the seed; chains are verified as blocks; several drafts by the best 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from spec_decode.contract import DraftSource
 from spec_decode.facts import SamplerClass, SpecError, SpecFacts
-from spec_decode.request import SpecRequest, TreeShape
-from spec_decode.wish import AUTO, PATH, Wish, values_of
+from spec_decode.request import AUTO, SourceUse, SpecRequest, TreeShape
+from spec_decode.wish import PATH, Wish, values_of
 
 UNAVAILABLE = "draft_unavailable"
 DEEPEST = 16  # level that `tree.depth` may name
 
 
-def choose_source(wish: Wish, facts: SpecFacts) -> DraftSource:
-    """The one that is named, or the first that can do what the rest of the wish says. Raises SpecError."""
+def choose_sources(wish: Wish, facts: SpecFacts) -> tuple[DraftSource, ...]:
+    """The one that is named, or the first that can do what the rest of the wish says; if that one draws chains, the
+    first that looks them up as well, for where it finds something that is free. Raises SpecError."""
     path = f"{PATH}.draft"
     if not facts.offer.sources:
         raise SpecError(f"'{path}': no source of drafts is loaded", path, UNAVAILABLE)
-    if wish.draft == AUTO:
-        fitting = (one for one in facts.offer.sources if one.field in (wish.options or [one.field]))
-        able = (one for one in fitting if one.branches or not wish.several)
-        return next(able, facts.offer.sources[0])
-    for source in facts.offer.sources:
-        if source.name == wish.draft:
-            return source
-    known = ", ".join(source.name for source in facts.offer.sources)
-    raise SpecError(f"'{path}': {wish.draft} is not loaded here; loaded: {known}", path, UNAVAILABLE)
+    if wish.draft != AUTO:
+        for source in facts.offer.sources:
+            if source.name == wish.draft:
+                return (source,)
+        known = ", ".join(source.name for source in facts.offer.sources)
+        raise SpecError(f"'{path}': {wish.draft} is not loaded here; loaded: {known}", path, UNAVAILABLE)
+    fitting = (one for one in facts.offer.sources if one.field in (wish.options or [one.field]))
+    able = (one for one in fitting if one.branches or not wish.several)
+    first = next(able, facts.offer.sources[0])
+    free = [one for one in facts.offer.sources if not one.draws]
+    mixes = first.draws and wish.shape == "chain" and not wish.several and not wish.options
+    return (first, *free[:1]) if mixes and wish.num_tokens is None else (first,)
 
 
-def resolve(wish: Wish, source: DraftSource, facts: SpecFacts) -> SpecRequest:
-    """Of a wish without objections (combinations.py). Raises SamplerError for the source's options."""
-    options = values_of(source.params, wish.options.get(source.field, {}), f"{PATH}.{source.field}")
-    source.check(options, f"{PATH}.{source.field}")
-    if options.get("scope") == "tenant" and not facts.past_outputs:
-        path = f"{PATH}.{source.field}.scope"
-        raise SpecError(f"'{path}': this server does not look at past outputs for this request", path)
+def resolve(wish: Wish, sources: Sequence[DraftSource], facts: SpecFacts) -> SpecRequest:
+    """Of a wish without objections (combinations.py). Raises SamplerError for the options of a source."""
+    source, *_ = sources
     drawn = source.draws and (not facts.greedy if wish.draft_temperature is None else wish.draft_temperature > 0)
     law = _law(wish, source, facts, drawn)
     levels = {} if wish.num_tokens is None else {"depth": min(wish.num_tokens, DEEPEST)}
@@ -52,7 +52,7 @@ def resolve(wish: Wish, source: DraftSource, facts: SpecFacts) -> SpecRequest:
         raise SpecError(f"'{path}': only match is unbiased with it, but the verifier is {verifier}", path)
     shared = verifier == "match" and drawn and wish.draft_noise != "independent"
     return SpecRequest(
-        draft=source.name,
+        sources=tuple(_use(wish, one, facts) for one in sources),
         verifier=verifier,
         num_tokens=None if wish.num_tokens is None else min(wish.num_tokens, facts.offer.max_depth),
         num_drafts=wish.num_drafts,
@@ -61,11 +61,18 @@ def resolve(wish: Wish, source: DraftSource, facts: SpecFacts) -> SpecRequest:
         draft_temperature=wish.draft_temperature,
         draft_noise="shared" if shared else "independent",
         draft_vocab=wish.draft_vocab,
-        options_field=source.field,
-        options=options,
         verifier_values=values,
         stats=wish.stats,
     )
+
+
+def _use(wish: Wish, source: DraftSource, facts: SpecFacts) -> SourceUse:
+    options = values_of(source.params, wish.options.get(source.field, {}), f"{PATH}.{source.field}")
+    source.check(options, f"{PATH}.{source.field}")
+    if options.get("scope") == "tenant" and not facts.past_outputs:
+        path = f"{PATH}.{source.field}.scope"
+        raise SpecError(f"'{path}': this server does not look at past outputs for this request", path)
+    return SourceUse(source.name, options, source.field)
 
 
 def _law(wish: Wish, source: DraftSource, facts: SpecFacts, drawn: bool) -> str:

@@ -9,9 +9,9 @@ import spec_decode.verify  # noqa: F401  registers the rules
 from samplers.contract import SamplerError
 from spec_decode.combinations import check
 from spec_decode.facts import SamplerClass, SpecError, SpecFacts
-from spec_decode.policy import UNAVAILABLE, choose_source, resolve
-from spec_decode.request import Plain, SpecRequest
-from spec_decode.wish import AUTO, PATH, read_wish
+from spec_decode.policy import UNAVAILABLE, choose_sources, resolve
+from spec_decode.request import AUTO, Plain, SpecRequest
+from spec_decode.wish import PATH, read_wish
 
 INCOMPATIBLE = "sampler_incompatible"
 
@@ -30,9 +30,9 @@ def read_spec(value: Any, facts: SpecFacts) -> SpecRequest | Plain:
         raise SpecError(f"'{PATH}' and '{facts.excluded}' exclude each other", PATH)
     if facts.sampler is SamplerClass.NONE:
         raise SpecError(f"'{PATH}': the request's sampler does not choose one next token after the other", PATH)
-    source = choose_source(wish, facts)
-    check(wish, source, facts)
-    return resolve(wish, source, facts)
+    sources = choose_sources(wish, facts)
+    check(wish, sources[0], facts)
+    return resolve(wish, sources, facts)
 
 
 def _automatic(facts: SpecFacts) -> SpecRequest | Plain:
@@ -43,4 +43,4 @@ def _automatic(facts: SpecFacts) -> SpecRequest | Plain:
     if not facts.offer.sources:
         return Plain(UNAVAILABLE)
     wish = read_wish({}, facts.offer.sources)
-    return resolve(wish, choose_source(wish, facts), facts)
+    return resolve(wish, choose_sources(wish, facts), facts)

@@ -9,6 +9,8 @@ from typing import Any
 from spec_decode.contract import VERIFIERS, DraftPlan
 from spec_decode.tree_forms import chain, halving, sequences, static
 
+AUTO = "auto"  # whatever the server thinks best
+
 
 @dataclass(frozen=True)
 class Plain:
@@ -28,10 +30,19 @@ class TreeShape:
 
 
 @dataclass(frozen=True)
+class SourceUse:
+    """A source, as a request uses it."""
+
+    name: str
+    options: Mapping[str, Any] = field(default_factory=dict)  # every parameter
+    options_field: str = ""  # of a request, that holds them; "": there are none
+
+
+@dataclass(frozen=True)
 class SpecRequest:
     """What the engine is told."""
 
-    draft: str  # name of a source
+    sources: tuple[SourceUse, ...]  # of several, each step drafts from the one that pays most; the drawing one is first
     verifier: str  # name of a rule
     num_tokens: int | None = None  # length of a chain, most levels of a tree; None: the controller decides
     num_drafts: int = 1  # siblings, or sequences
@@ -40,10 +51,13 @@ class SpecRequest:
     draft_temperature: float | None = None  # None: the request's own
     draft_noise: str = "independent"  # or shared: drafts are drawn with the request's own noise
     draft_vocab: str = "full"  # or the name of a part
-    options_field: str = ""  # that holds the source's options; "": it has none
-    options: Mapping[str, Any] = field(default_factory=dict)  # of the source
     verifier_values: Mapping[str, Any] = field(default_factory=dict)  # parameters of a rule that is not lossless
     stats: str = "summary"  # none, summary or detailed
+
+    @property
+    def draft(self) -> str:
+        """The source's name; "auto": there are several."""
+        return self.sources[0].name if len(self.sources) == 1 else AUTO
 
     @property
     def lossless(self) -> bool:
@@ -76,7 +90,8 @@ class SpecRequest:
             tree |= {"max_nodes": self.tree.max_nodes, "depth": self.tree.depth}
         if self.tree.shape == "dynamic":
             tree["top_k"] = self.tree.top_k
-        options = {self.options_field: dict(self.options)} if self.options_field else {}
+        alone = self.sources if len(self.sources) == 1 else ()  # several are used as they come
+        options = {one.options_field: dict(one.options) for one in alone if one.options_field}
         return {
             "draft": self.draft,
             "verifier": self.verifier,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,9 +23,12 @@ class SpecStatistics:
     reached: Counter[int] = field(default_factory=Counter)  # depth -> steps that had a draft there
     passed: Counter[int] = field(default_factory=Counter)  # depth -> steps that accepted one there
     sizes: Counter[int] = field(default_factory=Counter)  # deepest draft of a step -> steps
+    drafted_by: Counter[str] = field(default_factory=Counter)  # source -> nodes
+    accepted_by: Counter[str] = field(default_factory=Counter)  # source -> accepted nodes
 
-    def add(self, verified: Verified, emitted: int) -> None:
-        """One step. emitted: tokens that went into the output, fewer than accepted ones and one where it ended."""
+    def add(self, verified: Verified, emitted: int, source: str) -> None:
+        """One step. emitted: tokens that went into the output, fewer than accepted ones and one where it ended;
+        source: of its draft, which may be empty."""
         self.steps += 1
         self.emitted += emitted
         if not verified.form:
@@ -34,6 +38,8 @@ class SpecStatistics:
         self.drafted += len(verified.form)
         self.accepted += len(verified.path)
         self.repaired += verified.repaired
+        self.drafted_by[source] += len(verified.form)
+        self.accepted_by[source] += len(verified.path)
         self.reached.update(range(1, deepest + 1))
         self.passed.update(range(1, len(verified.path) + 1))
         self.sizes[deepest] += 1
@@ -42,7 +48,7 @@ class SpecStatistics:
         """Of another choice."""
         for name in ("steps", "drafted", "accepted", "emitted", "repaired"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
-        for name in ("reached", "passed", "sizes"):
+        for name in ("reached", "passed", "sizes", "drafted_by", "accepted_by"):
             getattr(self, name).update(getattr(other, name))
 
     def copy(self) -> SpecStatistics:
@@ -50,12 +56,16 @@ class SpecStatistics:
         twin.absorb(self)
         return twin
 
-    def report(self, level: str) -> dict[str, Any]:
-        """level: none, summary or detailed, as `stats` of the request."""
+    def report(self, level: str, sources: Sequence[str] = ()) -> dict[str, Any]:
+        """level: none, summary or detailed, as `stats` of the request; sources: names, where there are several."""
         if level == "none":
             return {}
         counts = {"steps": self.steps, "drafted": self.drafted, "accepted": self.accepted}
-        summary = counts | {"mean_emitted": self.emitted / self.steps if self.steps else 0.0}
+        summary: dict[str, Any] = counts | {"mean_emitted": self.emitted / self.steps if self.steps else 0.0}
+        if sources:
+            summary["sources"] = {
+                name: {"drafted": self.drafted_by[name], "accepted": self.accepted_by[name]} for name in sources
+            }
         if level == "summary":
             return summary
         return summary | {

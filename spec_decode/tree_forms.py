@@ -14,6 +14,7 @@ Form = tuple[int, ...]
 _KNOWN = 2**12  # forms of which is remembered what has been computed; steps ask about few, again and again
 
 
+@lru_cache(_KNOWN)
 def chain(depth: int) -> Form:
     return tuple(range(-1, depth - 1))
 

@@ -9,9 +9,9 @@ from typing import Any
 from samplers.contract import Param, SamplerError
 from samplers.fields import fields_of
 from spec_decode.contract import VERIFIERS, DraftSource
+from spec_decode.request import AUTO
 
 PATH = "spec_decode"
-AUTO = "auto"
 DRAFTS = (AUTO, "draft_model", "heads", "lattice", "prompt_lookup", "suffix", "corpus", "prediction", "hybrid")
 VERIFIER_NAMES = (AUTO, "match", "token", "block", "rrs", "kseq", "hu", "traversal")
 

@@ -9,10 +9,10 @@ import pytest
 
 from engine.speculation import _draft_chain
 from samplers.chain import resolve
-from spec_decode.request import SpecRequest
+from spec_decode.request import SourceUse, SpecRequest
 
 FORGETFUL = frozenset({"temperature", "top_p", "logit_bias", "iid", "gumbel"})
-ASKED = SpecRequest(draft="draft_model", verifier="block")
+ASKED = SpecRequest((SourceUse("draft_model"),), "block")
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from engine.request import DecodeRequest
 from engine.speculation import Speculation
 from samplers.chain import resolve
 from spec_decode.contract import DraftPlan, DraftTree, LoadedSource
+from spec_decode.controller import PROBE_EVERY, PROBE_NODES
 from spec_decode.cost_model import DraftCost, Latency
 from tests.engine import speculating as helpers
 from tests.engine.speculating import Answer, Speculating, ask, ask_all, one_hot_chain, scripted, speculating
@@ -114,10 +115,10 @@ async def test_useless_drafts_cease_and_come_back_when_they_are_good(costs: Any)
     assert found[0].tokens == known[0]
     drafted = lengths(running)
     useless = drafted[:299]  # one token each
-    assert sum(useless[60:290]) <= 230 / 32 + 1  # probes of a single node
-    assert max(useless[60:290]) <= 1
-    again = next(step for step, nodes in enumerate(drafted) if step > 298 and nodes > 1)
-    assert again < 298 + 2 * 32
+    assert sum(useless[60:290]) <= PROBE_NODES * (230 / PROBE_EVERY + 1)
+    assert max(useless[60:290]) <= PROBE_NODES
+    again = next(step for step, nodes in enumerate(drafted) if step > 298 and nodes > PROBE_NODES)
+    assert again < 298 + 3 * 32
     assert len(drafted) < 299 + 64 + 300 / 3
 
 

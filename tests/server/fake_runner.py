@@ -217,7 +217,7 @@ class _Writer:
         assert request.speculation is not None
         form, path = tuple(range(-1, most - 2)), tuple(range(emitted - 1))
         step = SpecStatistics()
-        step.add(Verified(form, path), emitted)
+        step.add(Verified(form, path), emitted, request.speculation.draft)
         total = self._runner.speculation.setdefault(
             (request.speculation.draft, request.speculation.verifier), SpecStatistics()
         )

@@ -15,7 +15,7 @@ from server.presets import PresetError, check_presets_of, usable_presets
 from server.speculation import report
 from server.state import Limits
 from spec_decode.drafters.source import BaseSource
-from spec_decode.request import SpecRequest
+from spec_decode.request import SourceUse, SpecRequest
 from spec_decode.statistics import SpecStatistics
 from tests.server.conformance.helpers import MODEL, PROMPT, data_lines, post_chat, post_completion, refused
 from tests.server.fake_runner import OFFER
@@ -408,4 +408,4 @@ def test_fallbacks_are_counted_by_reason(raw: httpx.Client, live: Live) -> None:
 
 
 def test_a_report_of_nothing_is_finite(live: Live) -> None:
-    assert report(SpecRequest("suffix", "match"), SpecStatistics())["mean_emitted"] == 0.0  # type: ignore[index]
+    assert report(SpecRequest((SourceUse("suffix"),), "match"), SpecStatistics())["mean_emitted"] == 0.0  # type: ignore[index]

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 
-from spec_decode.acceptance import Acceptance, RequestAcceptance, Verified, bucket
+from spec_decode.acceptance import RATES, Acceptance, RequestAcceptance, Verified, bucket
 from spec_decode.tree_forms import chain, ranks, static
 
 
@@ -13,28 +15,76 @@ def test_buckets() -> None:
     assert [bucket(matched) for matched in (0, 1, 2, 3, 4, 5, 8, 9, 100)] == [0, 1, 2, 3, 3, 4, 4, 5, 5]
 
 
-def test_the_rate_is_that_of_the_formula() -> None:
-    source = Acceptance()
+def rate(request: RequestAcceptance, bucket: int = 0) -> float:
+    return float(request.gains(chain(1), bucket)[0])
+
+
+def by_enumeration(trials: list[tuple[int, int]], others: list[float]) -> np.ndarray:
+    """The posterior over `RATES` of a request. trials: (accepted, rejected) of each step, which later ones make count
+    less; others: how many requests have been of each rate."""
+    weights = []
+    for value, seen in zip(RATES, others, strict=True):
+        likelihood = 0.0
+        for good, bad in trials:
+            likelihood = 0.96 ** (good + bad) * likelihood + good * math.log(value) + bad * math.log(1 - value)
+        weights.append((0.3 + seen) * math.exp(likelihood))
+    return np.array(weights) / sum(weights)
+
+
+def test_the_rate_of_a_request_is_that_of_bayes() -> None:
+    nobody, source = [0.0] * len(RATES), Acceptance()
     one, other = RequestAcceptance(source), RequestAcceptance(source)
-    assert one.rate(0) == pytest.approx(0.7)
+    assert rate(one) == pytest.approx(RATES.mean())
     one.add(Verified(chain(4), [0, 1]), 0)  # two accepted, one rejected
     one.add(Verified(chain(2), [0, 1]), 0)  # two accepted
-    usual = (4 + 2 - 2 * 0.001 + 4 * 0.7 - 2) / (5 - 3 * 0.001 + 4)  # what all requests say, a little decayed
-    accepted, tried = 2 * 0.95 + 2, 3 * 0.95 + 2
-    assert source.usual(0) == pytest.approx(usual)
-    assert one.rate(0) == pytest.approx((accepted + 4 * usual) / (tried + 4))
-    assert other.rate(0) == pytest.approx(usual)  # of a request that has tried nothing
-    assert one.rate(3) == pytest.approx(0.7)  # buckets are apart
-    other.add(Verified(chain(3), []), 3)
-    assert source.usual(3) == pytest.approx(2.8 / 5) and source.usual(0) == pytest.approx(usual)
+    known = by_enumeration([(2, 1), (2, 0)], nobody)
+    for length in (1, 5):
+        powers = np.array([(RATES**depth) @ known for depth in range(1, length + 1)])
+        assert one.gains(chain(length), 0) == pytest.approx(powers)
+    # what is expected of another one
+    assert rate(other) == pytest.approx(RATES @ ((known + 0.3) / (known + 0.3).sum()))
+    other.add(Verified(chain(1), []), 0)
+    assert rate(other) == pytest.approx(RATES @ by_enumeration([(0, 1)], list(known)))
+    assert rate(one, 3) == pytest.approx(RATES.mean())  # buckets are apart
+    assert source.population(3) is not source.population(0)
 
 
-def test_gains_of_a_chain_are_powers_and_never_rise() -> None:
+def test_long_drafts_are_expected_of_requests_that_differ() -> None:
+    """Half of the requests accept nearly everything, half nearly nothing: the mean says nothing about long drafts."""
+    source, rng = Acceptance(), np.random.default_rng(3)
+    for request in range(60):
+        own = RequestAcceptance(source)
+        for _ in range(10):
+            accepted = 0
+            while accepted < 4 and rng.random() < (0.97, 0.1)[request % 2]:
+                accepted += 1
+            own.add(Verified(chain(4), range(accepted)), 0)
+    first, *_, last = RequestAcceptance(source).gains(chain(8), 0)
+    assert 0.4 < first < 0.65 and last > 0.3 > 10 * first**8
+
+
+def test_what_is_asked_for_changes() -> None:
+    source = Acceptance()
+    for path, low, high in (([], 0.0, 0.15), ([0, 1, 2], 0.6, 1.0), ([], 0.0, 0.35)):
+        for _ in range(60):
+            own = RequestAcceptance(source)
+            for _ in range(5):
+                own.add(Verified(chain(3), path), 0)
+        assert low <= rate(RequestAcceptance(source)) <= high
+    good = RequestAcceptance(source)
+    for _ in range(8):
+        good.add(Verified(chain(3), [0, 1, 2]), 0)
+    assert rate(good) > 0.9  # whatever others are
+    for _ in range(30):
+        good.add(Verified(chain(3), []), 0)
+    assert rate(good) < 0.4
+
+
+def test_gains_never_rise_along_a_path() -> None:
     rates = RequestAcceptance(Acceptance())
-    assert rates.gains(chain(3), 0) == pytest.approx([0.7, 0.49, 0.343])
-    assert rates.gains((), 0) == []
-    perfect = RequestAcceptance(Acceptance(expected=1.0))
-    assert perfect.gains(chain(3), 0) == [1.0, 1.0, 1.0]
+    assert rates.gains((), 0).tolist() == []
+    gains = rates.gains(static((3, 2), 9), 0)
+    assert gains[0] > gains[1] > gains[2] and gains[3] < gains[0] and gains[-1] < gains[2]
 
 
 def test_a_later_sibling_tries_where_the_first_has_failed() -> None:
@@ -57,6 +107,5 @@ def test_a_later_sibling_tries_where_the_first_has_failed() -> None:
             place = found[0]
         rates[step % 20].add(Verified(form, path), 0)
     assert source.by_rank(3) == pytest.approx(truth, abs=0.06)
-    assert source.usual(0) == pytest.approx(0.6, abs=0.06)
     gains = np.mean([one.gains(static((3, 1), 6), 0) for one in rates], 0)
     assert gains == pytest.approx([0.6, 0.25, 0.1, 0.36, 0.15, 0.06], abs=0.08)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from spec_decode.acceptance import EXPECTED, Verified
+from spec_decode.acceptance import RATES, Verified
 from spec_decode.controller import Candidate, Controller, Load, confident
 from spec_decode.cost_model import CostModel, DraftCost, Latency
 from spec_decode.tree_forms import chain, static
@@ -35,10 +35,6 @@ def teach(controller: Controller, request: int, accepted: int, rejected: int, ro
             controller.observe(candidate, Verified(chain(1), path), 1)
 
 
-def rate_of(controller: Controller, request: int) -> float:
-    return controller.gains(Candidate(request, "drafter", chain(1)))[0]
-
-
 def simple(batch: int, depth: int = 8) -> list[Candidate]:
     return [Candidate(request, "drafter", chain(depth)) for request in range(batch)]
 
@@ -54,9 +50,9 @@ def test_one_request_gets_the_length_that_the_closed_form_says(slope: float, dra
     controller = Controller(costs(lambda rows: 1 + slope * rows, draft))
     controller.admit(0)
     teach(controller, 0, accepted, 2)
-    alpha = rate_of(controller, 0)
+    gains = controller.gains(Candidate(0, "drafter", chain(12)))
     lengths = np.arange(13)
-    rates = (1 - alpha ** (lengths + 1)) / ((1 - alpha) * (lengths * draft + 1 + slope * (lengths + 1)))
+    rates = (1 + np.append(0, gains.cumsum())) / (lengths * draft + 1 + slope * (lengths + 1))
     choice = controller.choose(simple(1, 12), load(1))
     assert len(choice.nodes[0]) == rates.argmax()
     assert choice.gain == pytest.approx(rates.max() / rates[0])
@@ -105,9 +101,9 @@ def test_dear_drafts_are_not_made_and_free_ones_always() -> None:
     controller = Controller(costs(lambda rows: 1.0, 1e9))
     controller.admit(0)
     assert lengths(controller, 1) == [0]
-    controller = Controller(costs(lambda rows: 1.0, 0.9))
-    controller.acceptance("drafter").expected = 1.0
+    controller = Controller(costs(lambda rows: 1.0, 0.2))
     controller.admit(0)
+    teach(controller, 0, 1, 0)
     assert lengths(controller, 1, 16) == [16]
 
 
@@ -124,13 +120,46 @@ def test_a_request_that_says_how_much_gets_it_as_far_as_there_is_room() -> None:
     assert controller.choose([], load(2)).nodes == []
 
 
+def two_sources(verify: Cost, draft: float) -> CostModel:
+    """Drafts of "drafter" cost something, those that are looked up do not."""
+    table = Latency({rows: verify(rows) for rows in ROWS})
+    return CostModel({1000: table}, {"drafter": DraftCost(Latency({1: draft, 512: draft}), True)})
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+def test_of_two_sources_the_one_that_pays_more_is_taken(batch: int) -> None:
+    controller = Controller(two_sources(lambda rows: 1 + 0.02 * rows, 0.2))
+    for request in range(batch):
+        controller.admit(request)
+    drawn = [Candidate(request, "drafter", chain(8)) for request in range(batch)]
+    found = [Candidate(request, "text", chain(3), matched=2) for request in range(batch)]
+
+    def teach_both(drawn_paths: int, found_paths: int) -> None:
+        for _ in range(40):
+            for own, accepted in [(one, drawn_paths) for one in drawn] + [(one, found_paths) for one in found]:
+                size = len(own.form)
+                controller.observe(own, Verified(chain(size), range(min(size, accepted))), 1)
+
+    teach_both(8, 0)
+    nodes = controller.choose([*drawn, *found], load(batch)).nodes
+    assert nodes[batch:] == [None] * batch and all(nodes[:batch])
+    teach_both(1, 3)
+    nodes = controller.choose([*found, *drawn], load(batch)).nodes
+    assert nodes[batch:] == [None] * batch and nodes[:batch] == [[0, 1, 2]] * batch
+    alone = controller.choose(drawn, load(batch)).nodes
+    assert (
+        alone
+        == controller.choose([*drawn, *(Candidate(r, "text", ()) for r in range(batch))], load(batch)).nodes[:batch]
+    )
+
+
 def test_room_is_kept() -> None:
     controller = Controller(costs(lambda rows: 1.0))
     for request in range(3):
         controller.admit(request)
         teach(controller, request, 1 + 8 * (request == 1), 1)
     nodes = controller.choose(simple(3), load(3, max_rows=9)).nodes
-    assert sum(map(len, nodes)) == 6 and len(nodes[1]) > len(nodes[0]) == len(nodes[2])
+    assert sum(map(len, nodes)) == 6 and len(nodes[1]) > 1 + len(nodes[0]) and abs(len(nodes[0]) - len(nodes[2])) <= 1
 
 
 def test_a_source_that_drafts_whole_trees_costs_the_same_at_any_depth() -> None:
@@ -199,9 +228,8 @@ def test_it_stops_when_a_full_batch_pays_for_every_row() -> None:
 def test_it_stops_when_drafts_turn_out_to_be_bad() -> None:
     world = traffic(lambda rows: 1 + 0.1 * rows, 0.05, [0.02] * 8)
     assert sum(world.step()) > 0  # hopes are high
-    for _ in range(64):
-        last = world.step()
-    assert sum(last) == 0
+    world.run(64)
+    assert np.mean([world.step() for _ in range(64)]) < 0.1  # probes
 
 
 @pytest.mark.parametrize(("batch", "slope", "draft"), [(1, 0.3, 0.1), (8, 1.0, 0.0), (8, 0.5, 3.0)])
@@ -255,7 +283,7 @@ def test_good_requests_speculate_beside_bad_ones() -> None:
 
 def test_it_switches_on_only_for_a_clear_gain() -> None:
     """A gain of 1.02: a request that speculates goes on, one that has stopped does not begin."""
-    slope = next(s for s in np.arange(0, 3, 0.001) if (1 + EXPECTED) / (1 + 2 * s) * (1 + s) < 1.02)
+    slope = next(s for s in np.arange(0, 3, 0.001) if (1 + RATES.mean()) / (1 + 2 * s) * (1 + s) < 1.02)
     controller = Controller(costs(lambda rows: 1 + slope * rows))
     controller.admit(0)
     one = [Candidate(0, "drafter", chain(1))]

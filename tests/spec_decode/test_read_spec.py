@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from samplers.chain import resolve as resolve_chain
 from samplers.contract import SamplerError
-from spec_decode.contract import DraftPlan, DraftSource
+from spec_decode.contract import DRAFT_SOURCES, DraftPlan, DraftSource
 from spec_decode.drafters import PromptLookup, Suffix
 from spec_decode.drafters.source import BaseSource
 from spec_decode.facts import SamplerClass, SpecError, SpecFacts, SpecOffer, sampler_class
@@ -78,7 +78,7 @@ def test_what_is_none_of_the_three_is_refused(value: Any) -> None:
 
 def test_an_empty_object_takes_every_default() -> None:
     assert read({}).report() == {
-        "draft": "draft_model",
+        "draft": "auto",
         "verifier": "block",
         "num_tokens": "auto",
         "num_drafts": 1,
@@ -101,6 +101,21 @@ def test_an_empty_object_takes_every_default() -> None:
     tree = read({"num_drafts": 2}).report()["tree"]
     assert tree == {"shape": "static", "max_nodes": 32, "depth": 6}
     assert read({"tree": {"shape": "dynamic"}}).report()["tree"] == tree | {"shape": "dynamic", "top_k": 8}
+
+
+def names(value: dict[str, Any]) -> list[str]:
+    return [one.name for one in read(value).sources]
+
+
+def test_chains_of_any_length_come_from_whichever_source_pays() -> None:
+    assert names({}) == names({"draft": "auto", "verifier": "token"}) == ["draft_model", "suffix"]
+    assert names({"draft_temperature": 0, "draft_vocab": "32k"}) == ["draft_model", "suffix"]
+    assert names({"draft": "draft_model"}) == ["draft_model"]
+    assert names({"num_tokens": 3}) == ["draft_model"]  # as many as that costs something
+    assert names({"num_drafts": 2}) == ["draft_model"]  # drafts of one position come from one source
+    assert names({"suffix": {}}) == ["suffix"]
+    for one in read({}).sources:
+        assert one.options.keys() == {param.name for param in DRAFT_SOURCES.get(one.name).params}
 
 
 RANGES: list[tuple[str, Any, list[Any], list[Any]]] = [
@@ -368,7 +383,8 @@ def test_whatever_is_accepted_is_sound_and_can_be_sent_back(value: dict[str, Any
         assert error.param is not None and error.param.startswith("spec_decode.")
         return
     assert read(found.report(), facts) == found
-    source = next(one for one in SOURCES if one.name == found.draft)
+    source = next(one for one in SOURCES if one.name == found.sources[0].name)
+    assert (len(found.sources) > 1) == (found.draft == "auto")
     temperature = float(not facts.greedy) if found.draft_temperature is None else found.draft_temperature
     drawn = source.draws and temperature > 0
     several = found.num_drafts > 1 or (found.tree.shape == "dynamic" and found.tree.top_k > 1)

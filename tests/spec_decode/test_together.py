@@ -65,7 +65,7 @@ def test_the_tokens_are_those_of_plain_decoding(value: dict[str, Any]) -> None:
     controller = Controller(CostModel({100: Latency({1: 1.02, 512: 1 + 0.02 * 512})}, {}))
     texts = {request: [request, 1] for request in range(REQUESTS)}
     for request, text in texts.items():
-        drafter.admit(request, DraftAdmission(text.copy(), 2, spec.options))
+        drafter.admit(request, DraftAdmission(text.copy(), 2, spec.sources[0].options))
         controller.admit(request)
     steps = 0
     while going := [request for request, text in texts.items() if len(text) < MAX_TOKENS + 2]:
