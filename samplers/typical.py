@@ -14,6 +14,7 @@ from samplers.rows import descending, log_total_and_entropy
 from samplers.stage import BaseStage
 
 _HALVINGS = 64  # of the distance between the farthest token that counts and none: beyond what fp64 can tell apart
+_ASKED = 8  # halvings after which it is asked whether all rows are settled
 
 
 @STAGES.register
@@ -54,16 +55,20 @@ def _window(ordered: Tensor, mass: Tensor, expected: Tensor, wanted: Tensor) -> 
         return mass.gather(1, (high - 1).clamp(min=0)) - before
 
     near = torch.zeros_like(expected)
+    inside = torch.zeros_like(finite)  # tokens within the distance that is too short
     # the last token that adds to the mass: those behind it may be at distances that leave the others no resolution
     farthest = ordered.gather(1, (mass < mass[:, -1:]).sum(1, keepdim=True))
     far = torch.maximum((ordered[:, :1] - expected).abs(), (farthest - expected).abs()) * (1 + 1e-12)
     low, high = torch.zeros_like(finite), finite  # should rounding leave even the whole row below the wanted mass
-    for _ in range(_HALVINGS):
+    for step in range(1, 1 + _HALVINGS):
         middle = (near + far) / 2
         a, b = window(middle)
         enough = (b > a) & (held(a, b) >= wanted)
         far, near = torch.where(enough, middle, far), torch.where(enough, near, middle)
         low, high = torch.where(enough, a, low), torch.where(enough, b, high)
+        inside = torch.where(enough, inside, (b - a).clamp(min=0))
+        if step % _ASKED == 0 and bool((high - low - inside <= 1).all()):
+            break  # a single token lies between the two distances: the crossing one
     return ordered.gather(1, low), ordered.gather(1, high - 1)
 
 
