@@ -30,7 +30,7 @@ NOTHING = Verified((), ())
 # steps for which nothing is asked after nothing has come of it: finding out costs time in every step, and whether drawn
 # drafts pay changes slowly; looked-up ones may turn up at any time
 REST_DRAWN, REST_LOOKED_UP = 31, 5
-TOGETHER = 8  # drawn drafts are thought of again every so many steps, for as many requests as possible at once
+TOGETHER = 8  # those that rest long begin again in every 8th step, as many requests as possible at once
 STALE_S = 0.1  # that totals may be old while steps are run
 
 
@@ -283,11 +283,11 @@ class Speculation:
 
     def _rest(self, use: _Use) -> None:
         """Nothing has come of thinking about a draft: wait before it is done again."""
-        if self._drafters.draws(use.source):
-            rest = min(15 * (use.fruitless + 1), REST_DRAWN)
-            use.rest = rest + -(self._steps + rest) % TOGETHER
-        else:
-            use.rest = min(use.fruitless, REST_LOOKED_UP)
+        drawn = self._drafters.draws(use.source)
+        most = REST_DRAWN if drawn else REST_LOOKED_UP
+        use.rest = min(15 * (use.fruitless + 1) if drawn else use.fruitless, most)
+        if use.rest == most:
+            use.rest += -(self._steps + most) % TOGETHER
         use.fruitless += 1
 
     # --- drafts

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -24,9 +25,18 @@ class Latency:
         self._rows = sorted(sweep)
         self._seconds = [sweep[rows] for rows in self._rows]
         self._least = _LEAST * min(self._seconds)
+        self._table: Floats | None = None  # by rows, as far as they were measured; None: the line has moved since
 
     def seconds(self, rows: npt.ArrayLike) -> Floats:
-        """Of any shape; positive, whatever noise has done to the line."""
+        """Of any shape; positive, whatever noise has done to the line. rows: integers, none below 0."""
+        if self._table is None:
+            self._table = self._line(np.arange(self._rows[-1] + 1))
+        try:
+            return np.asarray(self._table[rows])
+        except IndexError:
+            return self._line(rows)
+
+    def _line(self, rows: npt.ArrayLike) -> Floats:
         asked = np.asarray(rows, np.float64)
         line = np.interp(asked, self._rows, self._seconds)
         first, last = self._rows[0], self._rows[-1]
@@ -44,6 +54,7 @@ class Latency:
         shares = (1 - share, share)
         error = seconds - sum(own * self._seconds[left + end] for end, own in enumerate(shares))
         weight = sum(own * own for own in shares)
+        self._table = None
         for end, own in enumerate(shares):
             self._seconds[left + end] += _RATE * error * own / weight
 
@@ -70,7 +81,9 @@ class CostModel:
         """verify: context -> seconds of a step by rows, be they of one request or, without `plain`, of as many as there
         are; draft: by name, of the sources that cost anything; plain: of a step without drafts by its rows, each of
         another request, to which drafts add what they add to a step of one."""
-        self._verify = dict(verify)
+        self._verify = sorted(verify.items())
+        contexts = [context for context, _ in self._verify]
+        self._between = [math.sqrt(one * other) for one, other in itertools.pairwise(contexts)]
         self._draft = dict(draft)
         self._plain = plain
 
@@ -112,5 +125,4 @@ class CostModel:
 
     def _at(self, context: float) -> Latency:
         """Of the measured context that is the nearest by ratio."""
-        near = min(self._verify, key=lambda measured: abs(math.log(measured / max(context, 1.0))))
-        return self._verify[near]
+        return self._verify[bisect_left(self._between, context)][1]

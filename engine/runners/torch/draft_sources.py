@@ -14,16 +14,17 @@ log = logging.getLogger(__name__)
 
 
 def draft_sources(draft: DraftModel | None, past_outputs_s: float) -> list[LoadedSource]:
-    """The preferred ones first. past_outputs_s: seconds that finished outputs are remembered."""
-    loaded = []
+    """The preferred ones first: a draft model guesses everywhere, and of the others those that know how probable their
+    guesses are. past_outputs_s: seconds that finished outputs are remembered."""
+    loaded: list[LoadedSource] = []
     tenants = Tenants(TenantLimits(seconds=past_outputs_s))
     for source in DRAFT_SOURCES:
         if isinstance(source, DraftModelSource):
             if draft is not None:
-                loaded.insert(0, LoadedSource(source, draft, draft.cost()))
+                loaded.append(LoadedSource(source, draft, draft.cost()))
             continue
         try:
             loaded.append(LoadedSource(source, source.new_drafter(tenants)))
         except Exception:
             log.exception("drafts from '%s' cannot be made", source.name)
-    return loaded
+    return sorted(loaded, key=lambda one: (not one.source.draws, not one.source.ranks))
