@@ -46,7 +46,7 @@ class FakeExecutor:
         self.spoil_on_step: set[int] = set()  # the first sequence of these steps gets a NaN into its KV
         self.fitting = max_batch_tokens  # tokens of a step for which the device has memory
         self.steps = 0
-        self.drafting = Drafting()
+        self.vocab_size, self.drafting = VOCABULARY, Drafting()
 
     def admit(self, sequence: Sequence) -> None:
         assert sequence.slot not in self.slots
