@@ -57,7 +57,9 @@ class _Speculating:
     def count(self, verified: Verified, emitted: int) -> None:
         """A step; one without a draft belongs to the only source there is, or to none."""
         source = self.request.draft if self.candidate is None else self.candidate.source
-        self.statistics.setdefault(source, SpecStatistics()).add(verified, emitted, source)
+        if source not in self.statistics:
+            self.statistics[source] = SpecStatistics()
+        self.statistics[source].add(verified, emitted, source)
 
 
 @dataclass
