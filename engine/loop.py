@@ -188,7 +188,9 @@ class EngineLoop:
             self._count(part, seconds)
         self._counters.steps += 1
         self._flush()
-        self._count("deliver", time.perf_counter() - executed)
+        ended = time.perf_counter()
+        self._count("deliver", ended - executed)
+        self._speculation.stepped(works, ended - began)
 
     def _prepare_slots(self, works: list[Work]) -> list[Work]:
         """Write parameters into slots that were handed out in this step (a resumed sequence still has its own).

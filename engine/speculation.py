@@ -25,12 +25,14 @@ from spec_decode.cost_model import CostModel
 from spec_decode.request import SourceUse, SpecRequest, depth_limit
 from spec_decode.statistics import SpecStatistics
 from spec_decode.tree_forms import Form, depths, halving, part, static
+from spec_decode.worth import Worth
 
 NOTHING = Verified((), ())
 # steps for which nothing is asked after nothing has come of it: finding out costs time in every step, and whether drawn
-# drafts pay changes slowly; looked-up ones may turn up at any time
+# drafts pay changes slowly; looked-up ones may turn up at any time, but each request of a step is looked at by itself
 REST_DRAWN, REST_LOOKED_UP = 31, 5
-TOGETHER = 8  # those that rest long begin again in every 8th step, as many requests as possible at once
+TOGETHER = 8  # many requests that rest begin again at once, at the latest in every 8th step
+THINKING_RATE = 0.1  # of what has changed, this much is taken over
 STALE_S = 0.1  # that totals may be old while steps are run
 
 
@@ -39,7 +41,8 @@ class _Use:
     """A source that a sequence is drafted for by."""
 
     source: str
-    asked: bool = False  # it has made a draft already
+    seen: int = 0  # tokens of the text when it last made a draft
+    behind: list[int] = field(default_factory=list)  # tokens that its drafter has not been told yet
     rest: int = 0  # steps until its drafts are thought of again
     fruitless: int = 0  # times in a row that nothing has come of it
 
@@ -91,6 +94,9 @@ class Speculation:
         self._copy: Mapping[tuple[str, str], SpecStatistics] = {}
         self._steps = 0  # in which somebody was drafted for, or might have been
         self._unasked = 0  # of them since the controller was asked
+        self._worth = Worth()
+        self._thought, self._emitted = True, 0  # of the current step: whether drafts are thought of, tokens it gives
+        self._thinking_s = 0.0  # that steps have taken of late until it was known what is drafted
         self._most_nodes = 2**31  # of a step, as far as the device's memory is known
 
     def draft(self, works: Many[Work]) -> None:
@@ -104,24 +110,29 @@ class Speculation:
             return
         self._steps += 1
         self._unasked += 1
+        self._emitted = 0
+        self._thought = self._worth.thinks(len(works))
+        rows, sampling = sum(work.count for work in works), sum(bool(work.draws) for work in works)
         load = Load(
             tokens=sum(len(work.draws) for work in works),
-            rows=sum(work.count for work in works),
+            rows=sampling,
             context=sum(work.context for work in works) / len(works),
-            max_rows=min(self._scheduler.max_batch_tokens, sum(work.count for work in works) + self._most_nodes),
+            max_rows=sampling + max(0, min(self._scheduler.max_batch_tokens - rows, self._most_nodes)),
             steps=self._unasked,
+            thinking_s=self._thinking_s,
         )
         proposals = self._proposals(works)
         if not proposals:
             return
         self._unasked = 0
         chosen = self._controller.choose([one.candidate for one in proposals], load).nodes
+        self._thinking_s += THINKING_RATE * (time.perf_counter() - began - self._thinking_s)
         drawing: dict[str, list[tuple[_Proposal, list[int]]]] = {}
         for proposal, nodes in zip(proposals, chosen, strict=True):
             if nodes is None:
                 continue
             if not nodes:
-                self._rest(proposal.use)
+                self._rest(proposal.known, proposal.use)
             elif not self._reserve(proposal, len(nodes)):
                 continue
             elif proposal.tree is None:
@@ -136,6 +147,7 @@ class Speculation:
     def learn(self, one: Drawn, emitted: Many[int]) -> None:
         """What a step has given a sequence. emitted: the tokens that went into its output, fewer than drawn where it
         has ended."""
+        self._emitted += len(emitted)
         known = self._known.get(one.sequence)
         if known is None:
             return
@@ -145,15 +157,22 @@ class Speculation:
         else:
             self._controller.observe(known.candidate, verified, len(emitted))
         known.count(verified, len(emitted))
-        known.candidate = None
         for use in known.uses:
-            self._drafters.commit(use.source, known.slot, emitted)
+            use.behind += emitted
+            if known.candidate is not None and use.source == known.candidate.source:  # its draft is settled now
+                self._tell(known, use)
+        known.candidate = None
 
     def measured(self, works: Many[Work], seconds: float) -> None:
         """What a step of these works has taken, drafting apart. Prompts cost other than drafts: nothing to learn."""
         if self._known and all(work.count == 1 for work in works):
             context = sum(work.context for work in works) / len(works)
             self._costs.observe_verify(sum(work.rows for work in works), context, seconds, len(works))
+
+    def stepped(self, works: Many[Work], seconds: float) -> None:
+        """What a whole step of these works has taken, all of it."""
+        if self._known and all(work.count == 1 for work in works):
+            self._worth.observe(len(works), self._thought, self._emitted, seconds)
 
     def shrink(self, works: Many[Work]) -> bool:
         """The device has no memory for a step of these works: fewer drafts from now on. False: there were none."""
@@ -186,6 +205,8 @@ class Speculation:
             # what the server has ended, at a stop string for one, is an output like others
             finished = sequence.finish is not None and sequence.finish.reason is not FinishReason.ERROR
             for use in known.uses:
+                if finished:
+                    self._tell(known, use)
                 self._drafters.free(use.source, known.slot, keep=finished)
             self._controller.free(known.slot)
 
@@ -246,6 +267,8 @@ class Speculation:
             known = self._known.get(work.sequence)
             if known is None or work.count != 1 or work.draws != [work.sequence]:
                 continue
+            if not self._thought and known.request.num_tokens is None:
+                continue
             plan = None
             for use in known.uses:
                 if use.rest:
@@ -263,13 +286,21 @@ class Speculation:
         for source, asking in looking.items():
             noise = self._executor.noise([work.sequence for work, *_ in asking])
             plans = [plan for *_, plan in asking]
+            for _, known, use, _ in asking:
+                self._tell(known, use)
             trees = self._drafters.propose(source, [known.slot for _, known, *_ in asking], plans, noise)
             for (work, known, use, plan), tree in zip(asking, trees or (), strict=trees is not None):
                 if len(tree.tokens):
                     found.append(self._proposal(work, known, use, plan, tuple(tree.parents.tolist()), tree))
                 else:
-                    self._rest(use)
+                    self._rest(known, use)
         return found
+
+    def _tell(self, known: _Speculating, use: _Use) -> None:
+        """A drafter that rests is told what has been committed when it is asked again."""
+        if use.behind:
+            self._drafters.commit(use.source, known.slot, use.behind)
+            use.behind = []
 
     def _plan(self, work: Work, request: SpecRequest) -> DraftPlan | None:
         """None: there is no room for drafts."""
@@ -281,15 +312,19 @@ class Speculation:
         self, work: Work, known: _Speculating, use: _Use, plan: DraftPlan, form: Form, tree: DraftTree | None = None
     ) -> _Proposal:
         matched, fixed = 0 if tree is None else tree.matched, known.request.num_tokens is not None
-        return _Proposal(work, known, use, plan, Candidate(known.slot, use.source, form, matched, fixed), tree)
+        unseen = len(work.sequence.tokens) - use.seen if tree is None else 0
+        return _Proposal(work, known, use, plan, Candidate(known.slot, use.source, form, matched, fixed, unseen), tree)
 
-    def _rest(self, use: _Use) -> None:
-        """Nothing has come of thinking about a draft: wait before it is done again."""
-        drawn = self._drafters.draws(use.source)
-        most = REST_DRAWN if drawn else REST_LOOKED_UP
-        use.rest = min(15 * (use.fruitless + 1) if drawn else use.fruitless, most)
-        if use.rest == most:
-            use.rest += -(self._steps + most) % TOGETHER
+    def _rest(self, known: _Speculating, use: _Use) -> None:
+        """Nothing has come of thinking about a draft: wait before it is done again, unless the request has said how much
+        it wants."""
+        if known.request.num_tokens is not None:
+            return
+        if self._drafters.draws(use.source):
+            use.rest = min(15 * (use.fruitless + 1), REST_DRAWN)
+        else:
+            use.rest = min(2 ** (use.fruitless + 1) - 1, REST_LOOKED_UP * len(self._known), REST_DRAWN)
+        use.rest += -(self._steps + use.rest) % min(1 + len(self._known) // 4, TOGETHER)
         use.fruitless += 1
 
     # --- drafts
@@ -300,19 +335,21 @@ class Speculation:
         slots = [proposal.known.slot for proposal, _ in wanted]
         plans = [self._narrowed(proposal, nodes) for proposal, nodes in wanted]
         noise = self._executor.noise([proposal.work.sequence for proposal, _ in wanted])
+        for proposal, _ in wanted:
+            self._tell(proposal.known, proposal.use)
         trees = self._drafters.propose(source, slots, plans, noise)
         seconds = time.perf_counter() - began
         uses = [proposal.use for proposal, _ in wanted]
         if trees is None:
             trees = [DraftTree.one_hot([], []) for _ in wanted]
-        elif all(use.asked for use in uses) and all(len(tree.tokens) for tree in trees) and self._costs.charges(source):
+        elif all(use.seen for use in uses) and all(len(tree.tokens) for tree in trees) and self._costs.charges(source):
             # a first draft computes the prompt as well, and one that was not made costs nothing
             deepest = max(int(tree.depths.max()) for tree in trees)
             self._costs.observe_draft(source, len(wanted), deepest, seconds)
         for (proposal, nodes), tree in zip(wanted, trees, strict=True):
-            proposal.use.asked = True
+            proposal.use.seen = len(proposal.work.sequence.tokens)
             if not len(tree.tokens):
-                self._rest(proposal.use)
+                self._rest(proposal.known, proposal.use)
             self._attach(proposal, tree, len(nodes))
 
     def _narrowed(self, proposal: _Proposal, nodes: list[int]) -> DraftPlan:

@@ -20,10 +20,11 @@ from spec_decode.cost_model import CostModel, Floats
 from spec_decode.tree_forms import Form, depths
 
 ON = 1.05  # a request that has stopped speculating begins again when it is predicted to gain so much
+LEAST = 1.03  # gain for which anything is drafted: what is not predicted is on the side of plain steps
+LOOK_STEPS = 8  # over which the time is spread that a source needs to read a text before its first draft
 PROBE_EVERY = 32  # tokens of a request that has stopped
 PROBE_NODES = 2  # of a probe, at most
 PROBE_SHARE = 0.015  # of the time goes into probes, at most
-PROBE_CREDIT = 4.0  # plain steps that may be spent on probes at once
 CONFIDENT = 0.15  # chains are not drawn any further when their next token is less probable to be accepted
 
 Ints = npt.NDArray[np.int64]
@@ -38,17 +39,19 @@ class Candidate:
     form: Form  # of a draft that has been looked up: its own
     matched: int = 0  # of a draft that has been looked up
     fixed: bool = False  # the request has said how many: all, as far as there is room
+    unseen: int = 0  # tokens of the text that the source has not seen yet
 
 
 @dataclass(frozen=True)
 class Load:
-    """The step without drafts."""
+    """The step without drafts. Rows of prompts are computed anyway and are left out."""
 
     tokens: int  # that it gives: requests that sample
-    rows: int  # that it computes
+    rows: int  # that it computes for them
     context: float  # mean length of the contexts
     max_rows: int  # with drafts
     steps: int = 1  # since the last choice, this one included
+    thinking_s: float = 0.0  # that it takes to find out what to draft: drafts have to be worth that as well
 
 
 @dataclass(frozen=True)
@@ -73,6 +76,8 @@ class Controller:
         self._sources: dict[str, Acceptance] = {}
         self._requests: dict[int, _Request] = {}
         self._credit_s = 0.0  # that probes may cost
+        self._wanted_s = 0.0  # that the next one costs; 0: it could be paid
+        self._token_s = 0.0  # that a token takes without drafts: what one that a probe has gained is worth
 
     def admit(self, request: int) -> None:
         self._requests[request] = _Request()
@@ -99,7 +104,10 @@ class Controller:
         if verified.form:
             self._rates(candidate).add(verified, bucket(candidate.matched))
             if len(verified.path):  # a probe that succeeds is followed by another one at once
-                self._asked(candidate).drafted_at = -math.inf
+                request.drafted_at[candidate.source] = -math.inf
+            if request.probed:
+                self._credit_s += len(verified.path) * self._token_s
+        request.probed = False
 
     def choose(self, candidates: Sequence[Candidate], load: Load) -> Choice:
         """Predicted tokens are one per request that samples and, for each drafted node, the probability that it is
@@ -138,14 +146,27 @@ class Controller:
         return sorted(max(own, key=rate) if len(own) > 1 else own[0] for own in by_request.values())
 
     def _chosen(self, candidates: Sequence[Candidate], gains: Sequence[Floats], load: Load) -> _Best:
+        if self._hopeless(candidates, gains, load):
+            return _Best(_Nodes.of([], []), 1.0, 0.0)
         nodes = _Nodes.of(candidates, gains)
         best = self._best(nodes, candidates, load)
+        if best.gain < LEAST and not nodes.fixed.any():
+            return _Best(nodes.take(np.empty(0, np.int64)), 1.0, 0.0)
         timid = np.flatnonzero(best.gains_of(len(candidates)) < ON)
-        timid = [at for at in timid.tolist() if not self._asked(candidates[at]).on]
+        timid = [at for at in timid.tolist() if not self._is_on(candidates[at])]
         if not timid:
             return best
         left = nodes.without(timid)
         return self._best(left, candidates, load) if len(left.owner) else _Best(left, 1.0, 0.0)
+
+    def _hopeless(self, candidates: Sequence[Candidate], gains: Sequence[Floats], load: Load) -> bool:
+        """Whether nothing would be gained if all nodes cost as much as a single row: a quick answer for the many steps
+        in which little has been found for few."""
+        if any(one.fixed for one in candidates):
+            return False
+        plain_s, least_s = self._costs.verify([load.rows, load.rows + 1], load.context, load.rows).tolist()
+        hoped = load.tokens + sum(float(own.sum()) for own in gains)
+        return hoped * plain_s <= load.tokens * (least_s + load.thinking_s)
 
     def _best(self, nodes: _Nodes, candidates: Sequence[Candidate], load: Load) -> _Best:
         """The best nodes of all. Gains fall along paths, so the most probable ones come with their parents; drafts cost
@@ -167,6 +188,7 @@ class Controller:
             own = np.array([one.source == source for one in candidates])[nodes.owner]
             deepest = np.maximum.accumulate(within * own * nodes.depth, 1)
             seconds[:, 1:] += self._costs.draft(source, len(np.unique(nodes.owner[own])), deepest)
+        seconds[:, 1:] += load.thinking_s + (within * self._first_looks(nodes, candidates)).cumsum(1)
         rates = tokens / seconds
         least = min(int(nodes.fixed.sum()), room)
         allowed = (counts <= room) & (np.arange(counts.shape[1]) >= least)
@@ -177,39 +199,51 @@ class Controller:
         lost = float(rates[limit, least]) * more_s
         return _Best(chosen, float(rates[limit, size]) * plain_s / load.tokens, lost)
 
+    def _first_looks(self, nodes: _Nodes, candidates: Sequence[Candidate]) -> Floats:
+        """[N] seconds for texts that sources have not seen, at the first node of each candidate."""
+        own = np.array([self._costs.first_look(one.source, one.unseen) / LOOK_STEPS for one in candidates])
+        first = np.zeros(len(nodes.owner))
+        owners, at = np.unique(nodes.owner, return_index=True)
+        first[at] = own[owners]
+        return first
+
     def _switch(self, candidates: Sequence[Candidate], chosen: Sequence[Sequence[int]]) -> None:
         for candidate, nodes in zip(candidates, chosen, strict=True):
             if candidate.form and not candidate.fixed:
-                asked = self._asked(candidate)
-                asked.on = bool(nodes)
+                request = self._requests[candidate.request]
+                request.on[candidate.source, bucket(candidate.matched)] = bool(nodes)
                 if nodes:
-                    asked.drafted_at = self._requests[candidate.request].tokens
+                    request.drafted_at[candidate.source] = request.tokens
 
     def _probe(self, candidates: Sequence[Candidate], chosen: Sequence[list[int]], load: Load) -> None:
         """Give requests that do without drafts a small one, those first that have waited longest, as far as there is
-        credit. It grows by a share of every step."""
+        credit. It grows by a share of every step, up to one step or to what the next probe costs."""
         rows = load.rows + sum(map(len, chosen))
         step_s = float(self._costs.verify(rows, load.context, load.rows))
-        self._credit_s = min(self._credit_s + PROBE_SHARE * step_s * load.steps, PROBE_CREDIT * step_s)
+        self._token_s = step_s / load.tokens
+        self._credit_s = min(self._credit_s + PROBE_SHARE * step_s * load.steps, max(step_s, self._wanted_s))
         drafting = {one.source for one, nodes in zip(candidates, chosen, strict=True) if nodes}
-        for at in sorted(self._due(candidates, chosen), key=lambda at: self._asked(candidates[at]).drafted_at):
+        for at in sorted(self._due(candidates, chosen), key=lambda at: self._drafted_at(candidates[at])):
             candidate = candidates[at]
             count = min(PROBE_NODES, len(candidate.form), load.max_rows - rows)
             before_s, after_s = self._costs.verify([rows, rows + count], load.context, load.rows).tolist()
-            cost_s = after_s - before_s
+            cost_s = after_s - before_s + self._costs.first_look(candidate.source, candidate.unseen)
             if candidate.source not in drafting:
                 cost_s += float(self._costs.draft(candidate.source, 1, max(depths(candidate.form[:count]), default=0)))
             if not count or cost_s > self._credit_s:
+                self._wanted_s = cost_s
                 break
+            self._wanted_s = 0.0
             self._credit_s -= cost_s
-            self._asked(candidate).drafted_at = self._requests[candidate.request].tokens
+            self._requests[candidate.request].probed = True
+            self._requests[candidate.request].drafted_at[candidate.source] = self._requests[candidate.request].tokens
             chosen[at].extend(range(count))  # the beginning of a form holds the parents of its nodes
             drafting.add(candidate.source)
             rows += count
 
     def _due(self, candidates: Sequence[Candidate], chosen: Sequence[Sequence[int]]) -> Iterator[int]:
         for at, (candidate, nodes) in enumerate(zip(candidates, chosen, strict=True)):
-            waited = self._requests[candidate.request].tokens - self._asked(candidate).drafted_at
+            waited = self._requests[candidate.request].tokens - self._drafted_at(candidate)
             if candidate.form and not candidate.fixed and not nodes and waited >= PROBE_EVERY:
                 yield at
 
@@ -219,25 +253,20 @@ class Controller:
             known[candidate.source] = RequestAcceptance(self.acceptance(candidate.source))
         return known[candidate.source]
 
-    def _asked(self, candidate: Candidate) -> _Asked:
-        return self._requests[candidate.request].asked.setdefault(
-            (candidate.source, bucket(candidate.matched)), _Asked()
-        )
+    def _is_on(self, candidate: Candidate) -> bool:
+        return self._requests[candidate.request].on.get((candidate.source, bucket(candidate.matched)), True)
 
-
-@dataclass
-class _Asked:
-    """A request with drafts of one source and bucket."""
-
-    on: bool = True
-    drafted_at: float = -math.inf  # tokens of the request when it was last drafted for; -inf: probe it at once
+    def _drafted_at(self, candidate: Candidate) -> float:
+        return self._requests[candidate.request].drafted_at.get(candidate.source, -math.inf)
 
 
 @dataclass
 class _Request:
     tokens: int = 0  # output so far
+    probed: bool = False  # what is drafted in this step is a probe
     acceptance: dict[str, RequestAcceptance] = field(default_factory=dict)  # by source
-    asked: dict[tuple[str, int], _Asked] = field(default_factory=dict)  # by source and bucket
+    on: dict[tuple[str, int], bool] = field(default_factory=dict)  # by source and bucket, whether it was drafted for
+    drafted_at: dict[str, float] = field(default_factory=dict)  # by source, tokens when it was; -inf: probe it at once
 
 
 @dataclass(frozen=True)

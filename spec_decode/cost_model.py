@@ -14,6 +14,7 @@ import numpy.typing as npt
 Floats = npt.NDArray[np.float64]
 
 _RATE = 0.2  # of what a measurement finds wrong, this much is corrected
+_JUDGING = 0.3  # of a step of one request: what judging drafts is thought to take before it was measured
 _LEAST = 0.1  # of the fewest seconds at start: no call takes less
 
 
@@ -46,17 +47,19 @@ class Latency:
             line = np.where(asked < first, self._seconds[0] + (asked - first) * self._slope(0), line)
         return np.maximum(line, self._least)
 
-    def observe(self, rows: int, seconds: float) -> None:
+    def observe(self, rows: int, seconds: float, more: float = 0.0) -> float:
         """Move the line at `rows` towards a measurement, by its two ends in proportion to their share in it (the
-        normalised least mean squares filter: Nagumo and Noda 1967)."""
+        normalised least mean squares filter: Nagumo and Noda 1967). more: seconds of it that are no part of the line.
+        Returns by how much that part is to be corrected."""
         left = min(max(bisect_right(self._rows, rows) - 1, 0), len(self._rows) - 2)
         share = (rows - self._rows[left]) / (self._rows[left + 1] - self._rows[left])
         shares = (1 - share, share)
-        error = seconds - sum(own * self._seconds[left + end] for end, own in enumerate(shares))
-        weight = sum(own * own for own in shares)
+        error = seconds - more - sum(own * self._seconds[left + end] for end, own in enumerate(shares))
+        weight = sum(own * own for own in shares) + (more > 0.0)
         self._table = None
         for end, own in enumerate(shares):
             self._seconds[left + end] += _RATE * error * own / weight
+        return _RATE * error / weight
 
     def _slope(self, left: int) -> float:
         """Seconds per row between a measured point and the next one."""
@@ -70,6 +73,7 @@ class DraftCost:
     latency: Latency
     per_depth: bool  # of one level of the trees; False: of whole trees, of any depth
     fixed_s: float = 0.0  # and of any draft at all, beside its levels
+    token_s: float = 0.0  # and of a token of the text that the source has not seen yet
 
 
 class CostModel:
@@ -86,6 +90,7 @@ class CostModel:
         self._between = [math.sqrt(one * other) for one, other in itertools.pairwise(contexts)]
         self._draft = dict(draft)
         self._plain = plain
+        self._judging_s = _JUDGING * float(plain.seconds(1)) if plain is not None else 0.0  # of drafts, beside the rows
 
     def charges(self, source: str) -> bool:
         """Whether its drafts cost anything."""
@@ -96,8 +101,13 @@ class CostModel:
         latency = self._at(context)
         if self._plain is None:
             return latency.seconds(rows)
-        more = latency.seconds(np.asarray(rows) - plain + 1) - latency.seconds(1)
-        return self._plain.seconds(plain) + np.maximum(more, 0.0)
+        drafts = np.asarray(rows) - plain
+        more = np.maximum(latency.seconds(drafts + 1) - latency.seconds(1), 0.0)
+        return self._plain.seconds(plain) + more + self._judging_s * (drafts > 0)
+
+    def first_look(self, source: str, tokens: int) -> float:
+        """Seconds that a source needs for so many tokens of a text that it has not seen."""
+        return self._draft[source].token_s * tokens if source in self._draft else 0.0
 
     def draft(self, source: str, requests: int, depths: npt.ArrayLike) -> Floats:
         """Seconds of drafting trees of these depths, 0: none."""
@@ -115,7 +125,8 @@ class CostModel:
             self._plain.observe(rows, seconds)
         else:
             alone = seconds - float(self._plain.seconds(plain)) + float(latency.seconds(1))
-            latency.observe(rows - plain + 1, alone)
+            self._judging_s += latency.observe(rows - plain + 1, alone, self._judging_s)
+            self._judging_s = max(self._judging_s, _LEAST * float(self._plain.seconds(1)))
 
     def observe_draft(self, source: str, requests: int, depth: int, seconds: float) -> None:
         """seconds: of the drafts of a step; depth: of the deepest tree."""

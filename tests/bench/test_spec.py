@@ -30,7 +30,7 @@ from spec_decode.tree_forms import chain, static
 FEW = named(PLAIN, AUTO, "prompt lookup", "match, 4", "block, 4", "traversal, tree of 8")
 TINY = {
     "speed": spec_speed.Size(counts=(1, 2), tokens=(12, 12), rounds=2, ways=FEW),
-    "load": spec_load.Size(requests=4, tokens=8, rounds=2, ways=FEW),
+    "load": spec_load.Size(requests=4, at_once=2, tokens=8, rounds=2, ways=FEW),
     "acceptance": spec_acceptance.Size(prompts=2, places=2, tokens=8, turns=2, verified=2),
     "passes": spec_passes.Size(prompts=2, places=2, tokens=8, turns=2, verified=2),
     "vocabulary": vocabularies.Size(

@@ -31,6 +31,7 @@ from spec_decode.drafters.source import BaseSource
 from spec_decode.facts import SpecFacts, SpecOffer, sampler_class
 from spec_decode.read import read_spec
 from spec_decode.request import SpecRequest
+from spec_decode.worth import Worth
 from tests.engine.table_model import TableExecutor, look_up
 from tests.engine.tiny_models import tiny_model
 
@@ -195,6 +196,13 @@ def watch_steps(running: Speculating) -> None:
     executor.execute = recorded  # type: ignore[method-assign]
 
 
+class Thinking(Worth):
+    """Tests are about what is drafted, not about how long it takes here."""
+
+    def thinks(self, requests: int) -> bool:
+        return True
+
+
 @contextlib.asynccontextmanager
 async def speculating(
     executor: TorchExecutor, sources: Sequence[LoadedSource], max_batch_tokens: int = 256, max_depth: int = 16
@@ -204,6 +212,7 @@ async def speculating(
     slots = len(executor.stack._keys)
     scheduler = Scheduler(executor.pages, slots, max_batch_tokens, b"test")
     engine = Engine(executor, scheduler, QueueLimits(10**5, 10**6))
+    engine._loop._speculation._worth = Thinking()
     running = Speculating(engine, executor, scheduler)
     watch_steps(running)
     try:

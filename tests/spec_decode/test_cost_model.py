@@ -56,12 +56,30 @@ def test_steps_are_told_apart_by_context_and_drafts_by_source() -> None:
 def test_drafts_add_to_a_step_of_many_requests_what_they_add_to_a_step_of_one() -> None:
     one, many = Latency({1: 1.0, 5: 2.0, 9: 3.0}), Latency({1: 1.0, 16: 4.0})
     costs = CostModel({100: one}, {}, many)
-    assert costs.verify([16, 20, 24], 100, 16) == pytest.approx([4.0, 5.0, 6.0])
-    assert costs.verify([1, 5], 100, 1) == pytest.approx([1.0, 2.0])
+    judging = 0.3  # of any drafts, before it is known better
+    assert costs.verify([16, 20, 24], 100, 16) == pytest.approx([4.0, 5.0 + judging, 6.0 + judging])
+    assert costs.verify([1, 5], 100, 1) == pytest.approx([1.0, 2.0 + judging])
     for _ in range(60):
         costs.observe_verify(16, 100, 6.0, 16)  # slower than it was at the start, drafts as well
         costs.observe_verify(20, 100, 10.0, 16)
     assert costs.verify([16, 20], 100, 16) == pytest.approx([6.0, 10.0], rel=1e-3)
     for _ in range(60):
         costs.observe_verify(20, 100, 1.0, 16)  # faster than without drafts: nothing gains time
-    assert costs.verify(20, 100, 16) == pytest.approx(costs.verify(16, 100, 16))
+    assert costs.verify(20, 100, 16) == pytest.approx(costs.verify(16, 100, 16), rel=0.02)
+
+
+def test_what_any_drafts_cost_is_learnt_for_all_of_them() -> None:
+    """Judging takes 0.8 beside the rows, however many there are."""
+    rows = {1: 1.0, 2: 1.1, 4: 1.3, 8: 1.7, 16: 2.5, 32: 4.1}
+    costs = CostModel({100: Latency(rows)}, {}, Latency({1: 1.0, 16: 4.0}))
+    for step in range(80):
+        drafted = (2, 3, 6)[step % 3]
+        costs.observe_verify(1, 100, 1.0)
+        costs.observe_verify(1 + drafted, 100, 1.0 + 0.1 * drafted + 0.8)
+    assert costs.verify([1, 4, 30], 100, 1) == pytest.approx([1.0, 2.1, 4.7], rel=0.06)
+
+
+def test_a_source_reads_a_text_before_it_guesses() -> None:
+    costs = CostModel({}, {"draft_model": DraftCost(Latency({1: 0.1, 2: 0.1}), True, token_s=0.01)})
+    assert costs.first_look("draft_model", 50) == pytest.approx(0.5)
+    assert costs.first_look("suffix", 50) == 0.0

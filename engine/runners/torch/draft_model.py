@@ -7,8 +7,10 @@ first one also computes the tokens that have been committed since the last draft
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from statistics import median
 
 import numpy as np
 import torch
@@ -37,7 +39,7 @@ from spec_decode.tree_forms import chain
 
 log = logging.getLogger(__name__)
 FULL = "full"
-_SWEEP_DEPTH, _WARM_UPS = 5, 6
+_SWEEP_DEPTH, _SWEEP_TEXT, _WARM_UPS = 5, 64, 6  # _SWEEP_TEXT: tokens
 
 
 def load_beside(model_id: str, settings: EngineSettings) -> LoadedModel:
@@ -142,10 +144,12 @@ class DraftModel:
         shallow = sweep(lambda count: self._chains(count, 1), 2)
         for slot in list(self._slots):
             self.free(slot)
+        text = min(_SWEEP_TEXT, self.model.loaded.max_model_len - _SWEEP_DEPTH)
+        read = median(self._first_chain(text) for _ in range(_WARM_UPS))
         level = max(seconds[1] - shallow[1], 0.0) / (_SWEEP_DEPTH - 1)
         fixed = max(shallow[1] - level, 0.0)
         levels = {rows: max(whole - fixed, level) / _SWEEP_DEPTH for rows, whole in seconds.items()}
-        return DraftCost(Latency(levels), per_depth=True, fixed_s=fixed)
+        return DraftCost(Latency(levels), True, fixed, max(read - shallow[1], 0.0) / text)
 
     def check_integrity(self) -> None:
         """Raises `engine.pages.IntegrityError` when pages and slots disagree."""
@@ -257,6 +261,15 @@ class DraftModel:
                     self.admit(slot, DraftAdmission(tokens=(0,), prompt_length=1))
             noise = Noise(np.arange(len(slots)), np.zeros(len(slots), np.int64), np.zeros(len(slots), np.int64))
             self.propose(slots, [DraftPlan(depth, depth, chain(depth))] * len(slots), noise)
+
+    def _first_chain(self, text: int) -> float:
+        """Seconds of a chain of one token behind a text of so many, none of which has been seen."""
+        self.admit(0, DraftAdmission(tokens=(0,) * text, prompt_length=text))
+        began = time.perf_counter()
+        self._chains(1, 1)
+        seconds = time.perf_counter() - began
+        self.free(0)
+        return seconds
 
 
 def _heads(
