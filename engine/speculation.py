@@ -316,7 +316,7 @@ class Speculation:
         return _Proposal(work, known, use, plan, Candidate(known.slot, use.source, form, matched, fixed, unseen), tree)
 
     def _rest(self, known: _Speculating, use: _Use) -> None:
-        """Nothing has come of thinking about a draft: wait before it is done again, unless the request has said how much
+        """Nothing has come of thinking about a draft: wait before it is done again, unless the request says how much
         it wants."""
         if known.request.num_tokens is not None:
             return
