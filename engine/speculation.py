@@ -171,7 +171,8 @@ class Speculation:
 
     def stepped(self, works: Many[Work], seconds: float) -> None:
         """What a whole step of these works has taken, all of it."""
-        if self._known and all(work.count == 1 for work in works):
+        free = any(known.request.num_tokens is None for known in self._known.values())
+        if free and all(work.count == 1 for work in works):
             self._worth.observe(len(works), self._thought, self._emitted, seconds)
 
     def shrink(self, works: Many[Work]) -> bool:
@@ -313,7 +314,9 @@ class Speculation:
     ) -> _Proposal:
         matched, fixed = 0 if tree is None else tree.matched, known.request.num_tokens is not None
         unseen = len(work.sequence.tokens) - use.seen if tree is None else 0
-        return _Proposal(work, known, use, plan, Candidate(known.slot, use.source, form, matched, fixed, unseen), tree)
+        alike = f"{known.request.verifier}, greedy: {work.sequence.active.request.chain.greedy}"
+        candidate = Candidate(known.slot, use.source, form, matched, fixed, unseen, alike)
+        return _Proposal(work, known, use, plan, candidate, tree)
 
     def _rest(self, known: _Speculating, use: _Use) -> None:
         """Nothing has come of thinking about a draft: wait before it is done again, unless the request says how much

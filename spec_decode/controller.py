@@ -40,6 +40,7 @@ class Candidate:
     matched: int = 0  # of a draft that has been looked up
     fixed: bool = False  # the request has said how many: all, as far as there is room
     unseen: int = 0  # tokens of the text that the source has not seen yet
+    alike: str = ""  # its sort: what is expected of a request is what others of its sort have shown
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ class Controller:
 
     def __init__(self, costs: CostModel) -> None:
         self._costs = costs
-        self._sources: dict[str, Acceptance] = {}
+        self._sources: dict[tuple[str, str], Acceptance] = {}  # by source and sort of request
         self._requests: dict[int, _Request] = {}
         self._credit_s = 0.0  # that probes may cost
         self._wanted_s = 0.0  # that the next one costs; 0: it could be paid
@@ -85,9 +86,9 @@ class Controller:
     def free(self, request: int) -> None:
         del self._requests[request]
 
-    def acceptance(self, source: str) -> Acceptance:
-        """Of all requests."""
-        return self._sources.setdefault(source, Acceptance())
+    def acceptance(self, source: str, alike: str = "") -> Acceptance:
+        """Of all requests of a sort."""
+        return self._sources.setdefault((source, alike), Acceptance())
 
     def gains(self, candidate: Candidate) -> Floats:
         """[N] the probability of each node to be accepted."""
@@ -250,7 +251,7 @@ class Controller:
     def _rates(self, candidate: Candidate) -> RequestAcceptance:
         known = self._requests[candidate.request].acceptance
         if candidate.source not in known:
-            known[candidate.source] = RequestAcceptance(self.acceptance(candidate.source))
+            known[candidate.source] = RequestAcceptance(self.acceptance(candidate.source, candidate.alike))
         return known[candidate.source]
 
     def _is_on(self, candidate: Candidate) -> bool:

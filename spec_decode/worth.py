@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+FEW = 4  # requests; with fewer drafts are always thought of: what pays for one does not for another, and time is idle
 BLOCK = 16  # steps in a row that are the same
 EVERY = 16  # of so many blocks one goes the way that has given less
 _DECAY = 0.99  # per step: what was long ago counts less
@@ -59,6 +60,8 @@ class Worth:
 
     def thinks(self, requests: int) -> bool:
         """Whether drafts are thought of in this step."""
+        if requests < FEW:
+            return True
         load = self._load(requests)
         if load.left == 0:
             load.next_block()
@@ -67,7 +70,8 @@ class Worth:
 
     def observe(self, requests: int, thought: bool, tokens: int, seconds: float) -> None:
         """A whole step, from its beginning to the next one's. tokens: that went into outputs."""
-        self._load(requests).ways[thought].add(tokens, seconds)
+        if requests >= FEW:
+            self._load(requests).ways[thought].add(tokens, seconds)
 
     def _load(self, requests: int) -> _Load:
         return self._loads.setdefault(requests.bit_length(), _Load())

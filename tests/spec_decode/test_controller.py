@@ -171,6 +171,18 @@ def test_time_that_nobody_gets_back_is_part_of_the_choice() -> None:
     assert controller.choose([replace(one, unseen=2)], load(1)).gain > 1.05
 
 
+def test_other_sorts_of_requests_say_nothing() -> None:
+    controller = Controller(costs(lambda rows: 1 + 0.02 * rows, 0.2))
+    for request in range(30):
+        controller.admit(request)
+        for _ in range(4):
+            controller.observe(Candidate(request, "drafter", chain(1), alike="match"), Verified(chain(1), []), 1)
+    for request, alike in ((100, "match"), (101, "block")):
+        controller.admit(request)
+        gain = controller.gains(Candidate(request, "drafter", chain(1), alike=alike))[0]
+        assert gain < 0.2 if alike == "match" else gain > 0.5
+
+
 def test_room_is_kept() -> None:
     controller = Controller(costs(lambda rows: 1.0))
     for request in range(3):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from spec_decode.worth import BLOCK, EVERY, Worth
+from spec_decode.worth import BLOCK, EVERY, FEW, Worth
 
 
 def run(worth: Worth, steps: int, requests: int, thinking: tuple[float, float], seed: int = 0) -> float:
@@ -52,9 +52,16 @@ def test_loads_are_apart() -> None:
     worth = Worth()
     for _ in range(20):
         run(worth, BLOCK, 16, (1.0, 1.5))
-        run(worth, BLOCK, 1, (2.0, 1.2))
+        run(worth, BLOCK, 4, (2.0, 1.2))
     assert run(worth, 30 * BLOCK, 16, (1.0, 1.5)) > 0.96
-    assert run(worth, 30 * BLOCK, 1, (2.0, 1.2)) > 1.5
+    assert run(worth, 30 * BLOCK, 4, (2.0, 1.2)) > 1.5
+
+
+def test_of_few_requests_each_decides_for_itself() -> None:
+    worth = Worth()
+    for requests in (1, FEW - 1):
+        run(worth, 4 * BLOCK, requests, (1.0, 2.0))
+        assert all(worth.thinks(requests) for _ in range(4 * BLOCK))
 
 
 def test_a_step_that_was_held_up_says_nothing() -> None:
