@@ -45,6 +45,7 @@ class DecodeRequest:
     chain: Chain  # resolved stages and draw, in executed order, and the program if there is one
     seed: int  # signed 64-bit
     max_tokens: int  # 0 only scores the prompt; prompt + max_tokens <= max_model_len
+    seeded: bool = True  # the tokens must follow from the seed, as far as rounding lets them; False: nobody gave one
     n: int = 1
     first_choice: int = 0  # choice word of the first choice
     begun: tuple[int, ...] = ()  # fewer than `max_tokens` known tokens that begin every output: counted, never reported
