@@ -77,8 +77,8 @@ class ActiveRequest:
                     self._put(output)
                     if choice not in self._running:
                         return
-        except EngineDeadError as error:
-            self.fail(EngineFailed(str(error)))
+        except EngineDeadError:
+            self.fail(EngineFailed("vLLM's engine has died"))
         except GracefulHTTPError as error:
             self.fail(Overloaded(error.message))
         except VLLMClientError as error:

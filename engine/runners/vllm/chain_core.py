@@ -30,10 +30,10 @@ class ChainCore:
     """
 
     @torch.inference_mode()
-    def __init__(self, setup: ProcessorSetup, device: torch.device, reports: ReportSender | None = None) -> None:
+    def __init__(self, setup: ProcessorSetup, device: torch.device, reports: ReportSender) -> None:
         self._vocab = setup.vocab_size
         self._stack = SamplerStack(setup.slots, setup.vocab_size, device, setup.facts)
-        self._reports = reports or ReportSender(setup.reports)
+        self._reports = reports
         self._free = list(range(setup.slots - 1, -1, -1))
         self._slot_of: dict[str, int] = {}  # by key of the choice; the one used longest ago comes first
         self._key_of = [""] * setup.slots
@@ -96,7 +96,7 @@ class ChainCore:
         whole = logits.shape == (len(rows), self._vocab)
         sampled = self._stack.sample(logits if whole else logits[index, : self._vocab], slots, positions)
         drawn = [at for at in range(len(rows)) if at not in sampled.failures]
-        chosen = torch.tensor(drawn, device=logits.device)
+        chosen = torch.tensor(drawn, dtype=torch.int64, device=logits.device)
         index, tokens = index[chosen], sampled.tokens[chosen]
         logits[index] = -torch.inf
         logits[index, tokens] = 0.0

@@ -94,5 +94,5 @@ class Choice:
 
 def _stage(name: str, values: Mapping[str, Any], vocab_size: int) -> Item:
     stage = STAGES.get(name)
-    read = {field: stage.parse(field, values[field], field, vocab_size) for field in stage.structured if values[field]}
+    read = {field: stage.parse(field, values[field], field, vocab_size) for field in stage.structured if values[field] is not None}
     return Item(name, {**values, **read})
