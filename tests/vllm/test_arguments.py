@@ -30,7 +30,11 @@ def test_the_operator_may_change_what_is_usual() -> None:
 @pytest.mark.parametrize(
     ("settings", "given", "message"),
     [
-        ({}, {"logits_processors": ["a:B"]}, "'logits_processors' cannot be given: samplers are how requests name them"),
+        (
+            {},
+            {"logits_processors": ["a:B"]},
+            "'logits_processors' cannot be given: samplers are how requests name them",
+        ),
         ({}, {"speculative_config": {"method": "ngram"}}, "'speculative_config' cannot be given"),
         ({}, {"model": "other"}, "'model' cannot be given: it is the setting 'model'"),
         ({"max_seqs": 4}, {"max_num_seqs": 8}, "'max_num_seqs' is the setting 'max_seqs', which is given too"),

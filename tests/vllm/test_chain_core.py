@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor
 
@@ -17,7 +18,7 @@ from samplers.model_facts import NO_FACTS
 from samplers.stack import SamplerStack
 from tests.vllm.requests import decode_request
 
-VOCAB, WIDTH = 60, 64  # the head has rows that are no tokens
+VOCAB = 60
 CPU = torch.device("cpu")
 
 
@@ -33,8 +34,8 @@ def core(slots: int = 8) -> tuple[ChainCore, Sent]:
     return ChainCore(ProcessorSetup(NO_FACTS, VOCAB, slots, "unused"), CPU, sent), sent
 
 
-def rows(count: int, seed: int = 0) -> Tensor:
-    return torch.randn(count, WIDTH, generator=torch.Generator().manual_seed(seed)) * 3
+def rows(count: int, seed: int = 0, width: int = VOCAB) -> Tensor:
+    return torch.randn(count, width, generator=torch.Generator().manual_seed(seed)) * 3
 
 
 def request_of(fields: dict[str, Any] | None = None, **options: Any) -> DecodeRequest:
@@ -58,7 +59,7 @@ def expected(request: DecodeRequest, choice: int, steps: int) -> list[int]:
     tokens = []
     for step in range(steps):
         position = np.array([len(request.begun) + step])
-        drawn = stack.sample(rows(4, step)[choice : choice + 1, :VOCAB].contiguous(), np.array([0]), position).tokens
+        drawn = stack.sample(rows(4, step)[choice : choice + 1], np.array([0]), position).tokens
         stack.accept(np.array([0]), drawn)
         tokens.append(int(drawn[0]))
     return tokens
@@ -72,10 +73,10 @@ FIELDS: list[dict[str, Any]] = [
 ]
 
 
-def run(own: ChainCore, requests: list[DecodeRequest], steps: int) -> list[list[int]]:
+def run(own: ChainCore, requests: list[DecodeRequest], steps: int, wider: int = 0) -> list[list[int]]:
     outputs: list[list[int]] = [[] for _ in requests]
     for step in range(steps):
-        logits = rows(len(requests), step)
+        logits = torch.nn.functional.pad(rows(4, step)[: len(requests)], (0, wider), value=50.0)
         seated = {
             row: (own.seat(Choice.of(one, row), [*one.prompt_ids, *one.begun], outputs[row]), outputs[row])
             for row, one in enumerate(requests)
@@ -86,9 +87,11 @@ def run(own: ChainCore, requests: list[DecodeRequest], steps: int) -> list[list[
     return outputs
 
 
-def test_tokens_are_those_of_the_torch_runner() -> None:
+@pytest.mark.parametrize("wider", [0, 4], ids=["whole", "padded"])
+def test_tokens_are_those_of_the_torch_runner(wider: int) -> None:
+    """Heads may have rows that are no tokens."""
     requests = [request_of(fields, n=4, begun=(5, 6) if at == 1 else ()) for at, fields in enumerate(FIELDS)]
-    assert run(core()[0], requests, 6) == [expected(one, at, 6) for at, one in enumerate(requests)]
+    assert run(core()[0], requests, 6, wider) == [expected(one, at, 6) for at, one in enumerate(requests)]
 
 
 def test_rows_of_others_are_left_alone() -> None:

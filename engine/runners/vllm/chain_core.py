@@ -93,8 +93,8 @@ class ChainCore:
         positions = np.array([len(self._begun[slot]) + len(out) for slot, out in zip(slots, outputs, strict=True)])
         self._catch_up(slots, outputs, positions)
         index = torch.tensor(rows, device=logits.device)
-        whole = logits.shape == (len(rows), self._vocab)
-        sampled = self._stack.sample(logits if whole else logits[index, : self._vocab], slots, positions)
+        # a copy: states keep rows until they hear which token was drawn, and these are written to below
+        sampled = self._stack.sample(logits[index, : self._vocab], slots, positions)
         drawn = [at for at in range(len(rows)) if at not in sampled.failures]
         chosen = torch.tensor(drawn, dtype=torch.int64, device=logits.device)
         index, tokens = index[chosen], sampled.tokens[chosen]

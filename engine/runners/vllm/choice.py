@@ -94,5 +94,6 @@ class Choice:
 
 def _stage(name: str, values: Mapping[str, Any], vocab_size: int) -> Item:
     stage = STAGES.get(name)
-    read = {field: stage.parse(field, values[field], field, vocab_size) for field in stage.structured if values[field] is not None}
+    said = {field: values[field] for field in stage.structured if values[field] is not None}
+    read = {field: stage.parse(field, value, field, vocab_size) for field, value in said.items()}
     return Item(name, {**values, **read})

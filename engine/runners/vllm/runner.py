@@ -20,7 +20,7 @@ from vllm.v1.engine.exceptions import EngineDeadError
 from engine.admission import Admission, QueueLimits
 from engine.generation import eos_token_ids, generation_defaults
 from engine.request import DecodeRequest, Output
-from engine.runners.base import Capability, EngineFailed, Health, Overloaded, Stats
+from engine.runners.base import Capability, EngineFailed, Health, Overloaded, Stats, TooLarge
 from engine.runners.vllm.active import ActiveRequest
 from engine.runners.vllm.arguments import engine_arguments
 from engine.runners.vllm.extras import ProcessorSetup
@@ -95,6 +95,8 @@ class VllmRunner:
         health = self.health()
         if not health.ready:
             raise Overloaded(health.reason)
+        if request.max_tokens == 0 and len(request.prompt_ids) == self.max_model_len:
+            raise TooLarge(f"vLLM scores prompts below its context of {self.max_model_len} tokens only")
         self._admission.enter(request)
         self._guard = self._guard or asyncio.ensure_future(self._watch_engine())
         active = ActiveRequest(request, self._is_native(request), self.llm, self._reports)

@@ -16,14 +16,18 @@ from tests.vllm.engine_process import INSTALLED, serve
 
 def embedded() -> Live:
     """The embedded model in the torch runner, with the context and presets the tests expect."""
-    return start(build_state(ServeConfig(max_model_len=512, presets=PRESETS, threads=1)))  # two would wait for each other
+    return start(
+        build_state(ServeConfig(max_model_len=512, presets=PRESETS, threads=1))
+    )  # two would wait for each other
 
 
 SERVERS: Mapping[str, Callable[[], Live]] = {"fake": lambda: start(fake_state()), "embedded": embedded, "vllm": serve}
 RUNNERS = ["fake", "embedded", *(["vllm"] if INSTALLED else [])]
 
 
-@pytest.fixture(scope="session", params=[pytest.param(name, marks=[pytest.mark.slow] * (name != "fake")) for name in RUNNERS])
+@pytest.fixture(
+    scope="session", params=[pytest.param(name, marks=[pytest.mark.slow] * (name != "fake")) for name in RUNNERS]
+)
 def shared_server(request: pytest.FixtureRequest) -> Iterator[Live]:
     live = SERVERS[request.param]()
     yield live
@@ -33,6 +37,6 @@ def shared_server(request: pytest.FixtureRequest) -> Iterator[Live]:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """What is different on vLLM is skipped there, with the reason."""
     for item in items:
-        if isinstance(item, pytest.Function) and getattr(item, "callspec", None) is not None:
-            if item.callspec.params.get("shared_server") == "vllm" and (reason := reason_to_differ(item.nodeid)):
-                item.add_marker(pytest.mark.skip(reason=reason))
+        params = getattr(getattr(item, "callspec", None), "params", {})
+        if params.get("shared_server") == "vllm" and (reason := reason_to_differ(item.nodeid)):
+            item.add_marker(pytest.mark.skip(reason=reason))
