@@ -42,7 +42,7 @@ class Engine:
 
     async def stream(self, request: DecodeRequest) -> AsyncIterator[Output]:
         """Submit and yield merged outputs until the request ends; closing the iterator aborts it."""
-        self._admit(request)
+        self._admit_or_raise(request)
         mailbox = Mailbox()
         self._loop.post(Submit(request, mailbox))
         ended = False
@@ -83,7 +83,7 @@ class Engine:
         self._loop.stop()
         self._thread.close()
 
-    def _admit(self, request: DecodeRequest) -> None:
+    def _admit_or_raise(self, request: DecodeRequest) -> None:
         health = self.health()
         if not health.ready:
             raise Overloaded(health.reason)

@@ -45,7 +45,6 @@ class DecodeRequest:
     chain: Chain  # resolved stages and draw, in executed order, and the program if there is one
     seed: int  # signed 64-bit
     max_tokens: int  # 0 only scores the prompt; prompt + max_tokens <= max_model_len
-    seeded: bool = True  # the tokens must follow from the seed, as far as rounding lets them; False: nobody gave one
     n: int = 1
     first_choice: int = 0  # choice word of the first choice
     begun: tuple[int, ...] = ()  # fewer than `max_tokens` known tokens that begin every output: counted, never reported
@@ -66,6 +65,7 @@ class DecodeRequest:
     cache_salt: str = ""  # requests share cached prefixes only under one salt
     speculation: SpecRequest | None = None  # drafts for every choice; None: plain decoding
     tenant: str | None = None  # whose past outputs drafts may come from, and its outputs are added to; None: nobody's
+    seeded: bool = True  # the tokens must follow from the seed, as far as rounding lets them; False: nobody gave one
 
 
 @dataclass(frozen=True)
