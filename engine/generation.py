@@ -11,7 +11,9 @@ _SAMPLING = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty")
 
 def eos_token_ids(generation: GenerationConfig, config: PretrainedConfig) -> frozenset[int]:
     """Every id that ends a text. config: of the decoder itself."""
-    eos = generation.eos_token_id if generation.eos_token_id is not None else config.eos_token_id
+    eos = generation.eos_token_id
+    if eos is None:
+        eos = getattr(config, "eos_token_id", None)
     return frozenset(eos if isinstance(eos, (list, tuple)) else [] if eos is None else [eos])
 
 

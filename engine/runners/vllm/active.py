@@ -51,9 +51,10 @@ class ActiveRequest:
                 self._put(Output({number: Delta(number, finish=Finish(FinishReason.ABORT))}))
 
     def fail(self, error: Exception) -> None:
-        """End the request with an error."""
-        self.close()
-        self.mailbox.fail(error)
+        """End the request with an error, unless it has ended."""
+        if self._running:
+            self.close()
+            self.mailbox.fail(error)
 
     def close(self) -> None:
         """Nobody listens any more. vLLM aborts what is cancelled."""
@@ -90,9 +91,11 @@ class ActiveRequest:
             self._reports.forget(key)
 
     def _read(self, found: RequestOutput, choice: int) -> Output:
-        """What vLLM says. Without tokens to generate its only token means nothing."""
-        request = self._request
-        output = Output(cached_tokens=found.num_cached_tokens or 0)
+        """What vLLM says; of the prompt only to the first choice, after which the others find it cached. Without tokens
+        to generate vLLM's only token means nothing."""
+        request, output = self._request, Output()
+        if choice == 0:
+            output.cached_tokens = found.num_cached_tokens or 0
         if found.prompt_logprobs and request.prompt_logprobs is not None and choice == 0:
             positions: Any = found.prompt_logprobs[: len(request.prompt_ids)]
             top, first = request.prompt_logprobs, request.scored_from

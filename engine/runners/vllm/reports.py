@@ -7,11 +7,9 @@ Both ends are on one machine.
 from __future__ import annotations
 
 import json
-import logging
 import socket
 from dataclasses import astuple, dataclass
 
-log = logging.getLogger(__name__)
 _LONGEST = 2**16  # bytes
 _PATIENCE_S = 5.0  # for an inbox that is full
 
@@ -47,9 +45,6 @@ class ReportInbox:
         self._socket.setblocking(False)
         self._socket.bind(path)
         self._found: dict[str, Report] = {}  # the first one of each choice
-
-    def fileno(self) -> int:
-        return self._socket.fileno()
 
     def collect(self) -> None:
         """Read everything that has arrived."""
