@@ -23,7 +23,7 @@ from engine.runners.torch.pool import KvPool
 from engine.runners.torch.step import Span, Step
 
 PROMPTS = (17, 11)  # tokens of the two packed prompts
-HINT = "the vllm runner may be able to"
+HINT = "--runner vllm may be able to"
 _LAYER_TYPES = {"full_attention", "sliding_attention", "chunked_attention"}
 _HARMLESS = {"dropout", "position_ids", "use_cache", "cache_position", "output_attentions", "output_hidden_states"}
 _HARMLESS |= {"is_causal", "logits_to_keep", "return_dict", "output_router_logits"}
