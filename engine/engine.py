@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import wait
-from dataclasses import dataclass
 
+from engine.admission import Admission, QueueLimits
 from engine.executor import Executor
 from engine.loop import Abort, EngineLoop, Submit
 from engine.mailbox import Mailbox
@@ -16,14 +16,6 @@ from engine.request import DecodeRequest, Output
 from engine.runners.base import Health, Overloaded, Stats, TooLarge
 from engine.scheduler import Scheduler
 from engine.thread import ModelThread
-
-
-@dataclass(frozen=True)
-class QueueLimits:
-    """Admission limits, checked in the event loop before a request reaches the inbox."""
-
-    requests: int  # beyond those the slots can hold
-    tokens: int  # of prompts that nothing has been answered to; one prompt alone always passes
 
 
 class Engine:
@@ -38,12 +30,9 @@ class Engine:
         on_fatal: Callable[[BaseException], None] | None = None,
     ) -> None:
         """`thread` is the one that has loaded the model; taken over until `close`."""
-        self._limits = limits
-        self._max_seqs = scheduler.max_seqs
+        self._admission = Admission(limits, scheduler.max_seqs)
         self._page_size = executor.pages.page_size
         self._num_pages = executor.pages.num_pages
-        self._submitted: set[str] = set()  # ids of live requests
-        self._unanswered: dict[str, int] = {}  # those without any output yet -> prompt tokens
         self._closing = False
         self._loop = EngineLoop(executor, scheduler, on_fatal)
         self._thread = thread or ModelThread()
@@ -55,20 +44,17 @@ class Engine:
         """Submit and yield merged outputs until the request ends; closing the iterator aborts it."""
         self._admit_or_raise(request)
         mailbox = Mailbox()
-        self._submitted.add(request.id)
-        self._unanswered[request.id] = len(request.prompt_ids)
         self._loop.post(Submit(request, mailbox))
         ended = False
         try:
             if self._running.done():
                 raise Overloaded(self.health().reason)
             while (output := await mailbox.get()) is not None:
-                self._unanswered.pop(request.id, None)
+                self._admission.answered(request.id)
                 yield output
             ended = True
         finally:
-            self._submitted.discard(request.id)
-            self._unanswered.pop(request.id, None)
+            self._admission.leave(request.id)
             if not ended:
                 self.abort(request.id)
 
@@ -101,13 +87,7 @@ class Engine:
         health = self.health()
         if not health.ready:
             raise Overloaded(health.reason)
-        if request.id in self._submitted:
-            raise ValueError(f"request id {request.id} is already running")
         needed = -(-(len(request.prompt_ids) + request.max_tokens) // self._page_size)
         if needed > self._num_pages - 1:
             raise TooLarge(f"the request needs {needed} KV pages, the server has {self._num_pages - 1}")
-        if len(self._submitted) >= self._limits.requests + self._max_seqs:
-            raise Overloaded(f"{len(self._submitted)} requests are running or waiting")
-        queued = sum(self._unanswered.values())
-        if queued and queued + len(request.prompt_ids) > self._limits.tokens:
-            raise Overloaded(f"{queued} prompt tokens are waiting")
+        self._admission.enter(request)

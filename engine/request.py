@@ -65,6 +65,7 @@ class DecodeRequest:
     cache_salt: str = ""  # requests share cached prefixes only under one salt
     speculation: SpecRequest | None = None  # drafts for every choice; None: plain decoding
     tenant: str | None = None  # whose past outputs drafts may come from, and its outputs are added to; None: nobody's
+    seeded: bool = True  # the tokens must follow from the seed, as far as rounding lets them; False: nobody gave one
 
 
 @dataclass(frozen=True)

@@ -97,6 +97,8 @@ def serve(
     ngrams: Annotated[str | None, _option("ngrams")] = None,
     served_name: Annotated[str | None, _option("served_name")] = None,
     runner: Annotated[str | None, _option("runner")] = None,
+    vllm_args: Annotated[list[str] | None, _option("vllm_args", "--vllm-arg", "--vllm-args")] = None,
+    vllm_native: Annotated[bool | None, _option("vllm_native", "--vllm-native/--no-vllm-native")] = None,
     device: Annotated[str | None, _option("device")] = None,
     dtype: Annotated[str | None, _option("dtype")] = None,
     api_key: Annotated[list[str] | None, _option("api_key")] = None,

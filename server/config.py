@@ -61,7 +61,13 @@ class ServeConfig(BaseModel):
     require_lossless: bool = Field(False, description="refuse verifiers that change the law of the output")
     ngrams: str | None = Field(None, description="n-gram tables of 'drafthouse index', for superposed decoding")
     served_name: str | None = Field(None, description="id of the model in the API; default: its name")
-    runner: Literal["torch", "vllm"] = Field("torch", description="what executes the model; vllm is not in this build")
+    runner: Literal["torch", "vllm"] = Field("torch", description="what executes the model")
+    vllm_args: dict[str, Any] = Field(
+        default_factory=dict, description="NAME=VALUE of an argument of vLLM's engine, by its own name"
+    )
+    vllm_native: bool = Field(
+        True, description="vLLM draws plain requests without a seed itself, faster, with random numbers of its own"
+    )
     device: str | None = Field(None, description="cpu, cuda, cuda:1; default: cuda when present")
     dtype: Literal["float32", "bfloat16", "float16"] | None = Field(None, description="default: float32 on CPU")
     api_key: list[str] = Field(default_factory=list, description="accepted bearer tokens; none: no check")
@@ -96,13 +102,6 @@ class ServeConfig(BaseModel):
     )
     presets: dict[str, dict[str, Any]] = Field(default_factory=dict, description="named request fields (file only)")
 
-    @field_validator("runner")
-    @classmethod
-    def _available(cls, value: str) -> str:
-        if value != "torch":
-            raise ValueError(f"runner '{value}' is not part of this build; 'torch' is")
-        return value
-
     @field_validator("api_key", "cors_origins", mode="before")
     @classmethod
     def _one_or_many(cls, value: Any) -> Any:
@@ -128,6 +127,18 @@ class ServeConfig(BaseModel):
         pairs = _pairs(value, "NAME=URL")
         return value if pairs is None else {name: {"url": url} for name, url in pairs.items()}
 
+    @field_validator("vllm_args", mode="before")
+    @classmethod
+    def _arguments(cls, value: Any) -> Any:
+        """NAME=VALUE as flags and variables say it, or one mapping; files hold a mapping. Values are YAML."""
+        if isinstance(value, str) and value.lstrip().startswith("{"):
+            return _yaml(value)
+        pairs = _pairs(value, "NAME=VALUE")
+        given = value if pairs is None else {name: _yaml(text) for name, text in pairs.items()}
+        if not isinstance(given, Mapping):
+            return given
+        return {str(name).replace("-", "_"): one for name, one in given.items()}
+
     @field_validator("draft_vocab", mode="before")
     @classmethod
     def _sizes(cls, value: Any) -> Any:
@@ -136,6 +147,13 @@ class ServeConfig(BaseModel):
         if isinstance(sizes, Mapping) and WHOLE_VOCABULARY in sizes:
             raise ValueError(f"'{WHOLE_VOCABULARY}' is the name of the whole vocabulary")
         return sizes
+
+
+def _yaml(text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise ValueError(f"'{text}' is not valid YAML") from None
 
 
 def _pairs(value: Any, form: str) -> dict[str, str] | None:

@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 
 from starlette.responses import Response
 
-from engine.runners.base import EngineFailed, Overloaded, TooLarge
+from engine.runners.base import EngineFailed, Overloaded, TooLarge, Unsupported
 from samplers.contract import SamplerError
 from server.jsontext import dumps
 from spec_decode.facts import SpecError
@@ -96,6 +96,8 @@ def to_api_error(error: Exception) -> ApiError:
             return overloaded(str(error) or "the server is too busy")
         case TooLarge():
             return too_long(str(error), None)
+        case Unsupported():
+            return bad_request(str(error), None, "unsupported_by_runner")
         case _:
             log.error("unhandled exception", exc_info=error)
             return internal()

@@ -1,6 +1,6 @@
 """From a configuration to a running server: loads the models, builds the application, drains on SIGTERM.
 
-The only module that knows both the engine's runners and the HTTP application.
+The only module that knows both the runners and the HTTP application.
 """
 
 from __future__ import annotations
@@ -23,8 +23,6 @@ from typing import TypeVar
 import uvicorn
 from fastapi import FastAPI
 
-from engine.runners.torch.runner import TorchRunner
-from engine.settings import EngineSettings
 from models.embedded import EMBEDDED, locate
 from samplers.model_facts import ModelFacts
 from samplers.programs.ngrams import NgramError, NgramTables
@@ -32,6 +30,7 @@ from server.app import create_app
 from server.config import ConfigError, EndpointSettings, ServeConfig
 from server.drafting import Drafting, check_drafting, load_drafting
 from server.presets import usable_presets
+from server.runners import OnFatal, check_runner_settings, load_runner
 from server.state import Limits, ServedModel, ServerState
 from server.text.codec import TextCodec
 from server.votes.endpoint import Endpoint
@@ -41,16 +40,9 @@ from server.votes.store import VoteStore
 from voting.scorers import LIKELIHOOD, SCORERS
 
 log = logging.getLogger(__name__)
-OnFatal = Callable[[BaseException], None]  # called from the engine thread when the engine has died
 E = TypeVar("E", bound=Endpoint)
 LAST_WORDS_S = 2.0  # for errors to reach clients whose requests were ended
 FATAL_EXIT = 70  # the engine died; a supervisor should start us again
-
-
-def engine_settings(config: ServeConfig) -> EngineSettings:
-    """The part of the configuration the engine knows."""
-    names = EngineSettings.__dataclass_fields__.keys() & ServeConfig.model_fields.keys()
-    return EngineSettings(**{name: getattr(config, name) for name in names})
 
 
 def serve_model(
@@ -68,9 +60,7 @@ def serve_model(
     ngrams = None if config.ngrams is None else load_ngrams(config.ngrams, codec)
     tokens = ModelFacts(codec.pieces(), codec.special_ids, ngrams=ngrams)
     drafting = Drafting() if draft is None else load_drafting(config, find_model(draft), name, codec)
-    runner = TorchRunner.from_pretrained(
-        folder, engine_settings(config), on_fatal, tokens, drafting.draft, drafting.ranking
-    )
+    runner = load_runner(folder, config, on_fatal, tokens, drafting)
     model = ServedModel(
         id=served_id or (Path(name).name if Path(name).is_dir() else name),
         runner=runner,
@@ -81,15 +71,13 @@ def serve_model(
     )
     stats = runner.stats()
     log.info(
-        "%s ready in %.1f s: %s, %s, context %d, %d KV pages, %d slots%s",
+        "%s ready in %.1f s: %s, context %d, %d KV pages, %d slots",
         model.id,
         time.monotonic() - began,
-        runner.executor.loaded.device,
-        str(runner.executor.loaded.dtype).removeprefix("torch."),
+        runner.description,
         runner.max_model_len,
         stats.kv_pages_total,
         stats.slots_total,
-        ", replayed" if runner.executor.model.forward.program is not None else "",
     )
     return model
 
@@ -139,6 +127,7 @@ def build_state(config: ServeConfig, on_fatal: OnFatal | None = None) -> ServerS
     executor = (
         None if config.code_executor is None else endpoint_of(CodeExecutor, config.code_executor, "code_executor")
     )
+    check_runner_settings(config)
     check_drafting(config)
     draft = config.draft_model if config.spec_max_len else None
     alone = config.model_copy(update={"draft_vocab": {}})

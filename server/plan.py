@@ -15,14 +15,13 @@ from typing import Any, Generic, TypeVar
 from starlette.requests import Request
 
 from engine.request import DecodeRequest
-from engine.runners.base import Capability
 from samplers.chain import Chain
 from samplers.programs.contract import PROGRAMS
 from server.answers.trace import CANDIDATES
 from server.auth import owner_of
 from server.boundary import suggest_request_id
 from server.choice import TextOptions
-from server.errors import refuse, too_long, unavailable
+from server.errors import refuse, too_long
 from server.generate import Job
 from server.presets import fields_below, merged, resolve_sampling, sampling_fields
 from server.programs import check_program, check_values, setting
@@ -30,6 +29,7 @@ from server.prompt_boundary import check_boundary
 from server.prompt_boundary import report as boundary_report
 from server.prompts import PromptInput
 from server.refusals import HANDLED, check_common, refuse_foreign, refuse_unavailable
+from server.runner_limits import check_runner
 from server.schema.common import INERT, PASSED_SAMPLING, GenerationBody
 from server.schema.parse import log_unknown, read_body_as, refuse_look_alikes, refuse_surrogates, validate
 from server.speculation import read_speculation
@@ -83,7 +83,7 @@ class Plan:
     chain: Chain
     sampler_report: list[dict[str, Any]]
     speculation: SpecRequest | Plain
-    seed: int
+    seed: int | None  # None: the runner draws without one
     n: int  # choices returned per prompt
     stream: bool
     traced: bool  # choices carry a `sampler_trace`
@@ -121,6 +121,7 @@ def checked(state: ServerState, kind: type[B], raw: Mapping[str, Any], body: B, 
         body = validate(kind, merged(raw, preset))
     refuse_unavailable(merged(raw, preset))
     check_common(body, model.runner.vocab_size)
+    check_runner(body, model.runner)
     log_unknown(raw, _known(kind), state.logged_names)
     vote = None if body.voting is None else read_vote(body.voting, state.limits.max_k)
     return Call(state, body, model, raw, preset, arrived, vote, owner)
@@ -193,8 +194,6 @@ def make_plan(
     seed = secrets.randbits(64) - 2**63 if body.seed is None else body.seed
     stops = tuple(body.stop or ())
     traced = bool(body.return_sampler_trace)
-    if traced and Capability.SAMPLER_TRACE not in runner.capabilities:
-        raise unavailable("return_sampler_trace", f"on runner '{runner.name}' traces are")
     speculation = _speculation(call, chain, max_tokens)
     identity = f"{prefix}{secrets.token_hex(14)}"
     # top alternatives that have to be known, whoever reads them
@@ -215,6 +214,7 @@ def make_plan(
                 prompt_ids=tuple(prompt.ids),
                 chain=chain,
                 seed=seed,
+                seeded=body.seed is not None,
                 max_tokens=budget,
                 n=made,
                 min_tokens=body.min_tokens or 0,
@@ -264,7 +264,7 @@ def make_plan(
         chain=chain,
         sampler_report=chain.report(fields_below(call.preset, model.generation_defaults)),
         speculation=speculation,
-        seed=seed,
+        seed=seed if all(map(runner.follows_seed, requests)) else None,
         n=n,
         stream=bool(body.stream),
         traced=traced,

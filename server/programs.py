@@ -9,7 +9,8 @@ from samplers.chain import Chain
 from samplers.contract import SamplerError
 from samplers.model_facts import ModelFacts
 from samplers.programs.contract import Program, Setting
-from server.errors import refuse, unavailable
+from server.errors import refuse
+from server.runner_limits import unsupported
 from server.schema.common import GenerationBody
 from server.state import ServedModel
 
@@ -18,7 +19,7 @@ def check_program(program: Program, body: GenerationBody, best_of: int | None, m
     """Refuse what no program, or this runner, can honour."""
     name, runner = program.name, model.runner
     for need in sorted(program.needs - {str(one) for one in runner.capabilities}):
-        raise unavailable("sampler", f"'{name}' on runner '{runner.name}', for a model without '{need}', is")
+        raise unsupported("sampler", f"'{name}', which needs '{need}', is", runner)
     if best_of not in (None, body.n or program.default_n):
         refuse(f"'best_of' excludes '{name}'", "best_of")
     if body.max_tokens == 0:

@@ -29,17 +29,17 @@ def read_speculation(
 ) -> SpecRequest | Plain:
     """standing: what is known before the request's fields are; excluded: as in SpecFacts. Raises SamplerError."""
     facts = replace(standing, excluded=excluded, greedy=chain.greedy, seeded=seeded, sampler=sampler_class(chain))
-    return read_spec(_asked(value), facts)
+    return read_spec(wanted(value), facts)
 
 
-def _asked(value: Any) -> Any:
+def wanted(value: Any) -> Any:
     """The field without what a response says became of it. Where it says nothing else, neither does the request."""
     if not isinstance(value, Mapping):
         return value
-    asked = {
+    left = {
         name: part for name, part in value.items() if name not in _FOUND and not (name == "lossy" and part is False)
     }
-    return AUTO if value and not asked else asked
+    return AUTO if value and not left else left
 
 
 def report(asked: SpecRequest | Plain, done: SpecStatistics) -> bool | dict[str, Any]:

@@ -26,6 +26,9 @@ class Capability(StrEnum):
     HIDDEN_STATES = "hidden_states"
     PROMPT_LOGPROBS = "prompt_logprobs"
     SAMPLER_TRACE = "sampler_trace"
+    PROCESSED_LOGPROBS = "processed_logprobs"
+    LOGPROB_TOKEN_IDS = "logprob_token_ids"
+    DRAFTS = "drafts"
 
 
 class RunnerError(Exception):
@@ -42,6 +45,10 @@ class EngineFailed(RunnerError):
 
 class TooLarge(RunnerError):
     """The request could never fit into the KV memory, whatever else runs. The server answers 400."""
+
+
+class Unsupported(RunnerError):
+    """The runner cannot do what the request asks for, which only it could know. The server answers 400."""
 
 
 @dataclass(frozen=True)
@@ -87,8 +94,13 @@ class Runner(Protocol):
     def submit(self, request: DecodeRequest) -> AsyncIterator[Output]:
         """Start a request and yield its merged outputs until every choice has finished.
 
-        Closing the iterator early aborts the request. Raises `Overloaded` or `TooLarge` before the first output.
+        Closing the iterator early aborts the request. Raises `Overloaded`, `TooLarge` or `Unsupported` before the first
+        output.
         """
+        ...
+
+    def follows_seed(self, request: DecodeRequest) -> bool:
+        """Whether the tokens of the request follow from its seed. Always so where it is `seeded`."""
         ...
 
     def abort(self, request_id: str, choice: int | None = None) -> None:

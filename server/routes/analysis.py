@@ -17,7 +17,7 @@ from server.answers.fold import usage
 from server.boundary import suggest_request_id
 from server.disconnect import while_connected
 from server.document import operation
-from server.errors import refuse, unavailable
+from server.errors import refuse
 from server.generate import Tokens
 from server.jsontext import dumps
 from server.offload import offload
@@ -25,6 +25,7 @@ from server.presets import merged
 from server.prompts import analysed_prompt
 from server.refusals import refuse_foreign
 from server.routes.common import state_of
+from server.runner_limits import unsupported
 from server.schema.analysis import RegexSegment, StepsBody
 from server.schema.chat import ConversationBody
 from server.schema.common import INERT
@@ -94,7 +95,7 @@ async def _analyse(
 def _check(body: StepsBody, model: ServedModel) -> None:
     """Rules between fields, and what the runner has to be able to do."""
     if Capability.PROMPT_LOGPROBS not in model.runner.capabilities:
-        raise unavailable("model", f"on runner '{model.runner.name}' log-probabilities of prompts are")
+        raise unsupported("model", "log-probabilities of prompts are", model.runner)
     if (body.prompt is None) == (body.messages is None):
         refuse("exactly one of 'prompt' and 'messages' is needed", "prompt")
     if (body.reasoning is None) == (body.steps is None):

@@ -152,7 +152,7 @@ def test_folder_without_a_model(tmp_path: Path) -> None:
     [
         (["--dtype", "float13"], {}, ["dtype"]), (["--page-size", "48"], {}, ["page_size"]),
         (["--max-seqs", "0"], {}, ["max_seqs"]), ([], {"DRAFTHOUSE_MAX_SEQS": "many"}, ["DRAFTHOUSE_MAX_SEQS"]),
-        (["--config", "no-such.yaml"], {}, ["no-such.yaml"]), (["--runner", "vllm"], {}, ["runner", "vllm"]),
+        (["--config", "no-such.yaml"], {}, ["no-such.yaml"]), (["--vllm-arg", "seed=1"], {}, ["vllm_args", "runner"]),
         (["--max-model-len", "1000000"], {}, ["max_model_len"]),
         (["--device", "abacus"], {}, ["abacus"]),
     ],

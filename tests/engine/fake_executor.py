@@ -6,7 +6,8 @@ import hashlib
 import struct
 from collections.abc import Callable
 
-from engine.engine import Engine, QueueLimits
+from engine.admission import QueueLimits
+from engine.engine import Engine
 from engine.executor import Drafting, Drawn, Failure, OutOfDeviceMemory, StepResult
 from engine.pages import Pages
 from engine.request import DecodeRequest, TokenScore

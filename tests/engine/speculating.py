@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from engine.engine import Engine, QueueLimits
+from engine.admission import QueueLimits
+from engine.engine import Engine
 from engine.executor import Drafting, StepResult
 from engine.request import DecodeRequest, Finish, TokenScore
 from engine.runners.torch.draft_model import DraftModel

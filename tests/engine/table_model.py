@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from engine.engine import Engine, QueueLimits
+from engine.admission import QueueLimits
+from engine.engine import Engine
 from engine.executor import Drafting
 from engine.pages import Pages
 from engine.request import DecodeRequest, FinishReason

@@ -9,7 +9,8 @@ from collections.abc import Callable
 
 import pytest
 
-from engine.engine import Engine, QueueLimits
+from engine.admission import QueueLimits
+from engine.engine import Engine
 from engine.executor import StepResult
 from engine.request import DecodeRequest, Finish, FinishReason
 from engine.runners.base import EngineFailed, Overloaded, TooLarge

@@ -37,7 +37,7 @@ def test_refused_with_the_reason_and_a_hint(kind: str, reason: str) -> None:
         check(tiny_model(kind), EngineSettings())
     assert caught.value.reason.startswith(reason), caught.value.reason
     assert kind in str(caught.value) and HINT in str(caught.value)
-    assert "--runner" not in HINT  # there is no other runner to choose yet
+    assert "--runner vllm" in HINT
 
 
 def test_values_wider_than_keys_are_refused_with_a_reason() -> None:

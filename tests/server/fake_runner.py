@@ -47,7 +47,12 @@ class FakeRunner:
     """See the module's docstring. `name` and sizes are those of the embedded model."""
 
     name = "torch"
-    capabilities = frozenset({Capability.LOGIT_ROWS, Capability.FORK, Capability.PROMPT_LOGPROBS})
+    capabilities = frozenset(Capability) - {
+        Capability.TREES,
+        Capability.INPUT_EMBEDDINGS,
+        Capability.HIDDEN_STATES,
+        Capability.SAMPLER_TRACE,
+    }
 
     def __init__(
         self, vocab_size: int, max_model_len: int, ending: frozenset[int], facts: ModelFacts = NO_FACTS
@@ -70,6 +75,9 @@ class FakeRunner:
         self.requests.clear()
         self.speculation.clear()
         self.offer = OFFER
+
+    def follows_seed(self, request: DecodeRequest) -> bool:
+        return True
 
     def abort(self, request_id: str, choice: int | None = None) -> None:
         self.aborted.append((request_id, choice))

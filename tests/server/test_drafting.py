@@ -11,7 +11,8 @@ import pytest
 from models.embedded import locate
 from server.config import ConfigError, ServeConfig, load_config
 from server.drafting import check_drafting, load_drafting
-from server.launch import build_state, engine_settings
+from server.launch import build_state
+from server.runners import engine_settings
 from server.text.codec import TextCodec
 from spec_decode.token_ranking import TokenRanking
 from tests.server.live import TINY

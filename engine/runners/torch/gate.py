@@ -23,14 +23,14 @@ from engine.runners.torch.pool import KvPool
 from engine.runners.torch.step import Span, Step
 
 PROMPTS = (17, 11)  # tokens of the two packed prompts
-HINT = "serve it with vLLM or transformers themselves until a vllm runner is built in"
+HINT = "--runner vllm may be able to"
 _LAYER_TYPES = {"full_attention", "sliding_attention", "chunked_attention"}
 _HARMLESS = {"dropout", "position_ids", "use_cache", "cache_position", "output_attentions", "output_hidden_states"}
 _HARMLESS |= {"is_causal", "logits_to_keep", "return_dict", "output_router_logits"}
 
 
 class UnsupportedModelError(Exception):
-    """The torch runner, so far the only one, cannot run this model. `reason` is stable; `hint` names what can."""
+    """The torch runner cannot run this model. `reason` is stable; `hint` names what can."""
 
     def __init__(self, model_type: str, reason: str, hint: str = HINT) -> None:
         super().__init__(f"model type '{model_type}' cannot run on the torch runner: {reason}; {hint}")

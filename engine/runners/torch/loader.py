@@ -15,6 +15,7 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoModelForCausalLM
 
+from engine.generation import eos_token_ids, generation_defaults
 from engine.runners.torch.attention import NAME, register
 from engine.runners.torch.gate import inspect, text_config
 from engine.runners.torch.head import linear_head
@@ -89,8 +90,6 @@ def check(model: nn.Module, settings: EngineSettings, tokens: ModelFacts = NO_FA
     mixtures = add_spare_rows(model, _batch_tokens(settings, weight.device))
     rows = model.get_output_embeddings().weight.shape[0]
     generation = model.generation_config
-    eos = generation.eos_token_id if generation.eos_token_id is not None else config.eos_token_id
-    wanted = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty") if generation.do_sample else ()
     vocab_size = rows if tokens.pieces is None else min(rows, len(tokens.pieces))
     return LoadedModel(
         model=model,
@@ -101,8 +100,8 @@ def check(model: nn.Module, settings: EngineSettings, tokens: ModelFacts = NO_FA
         facts=replace(tokens, head=linear_head(model, vocab_size)),
         mixtures=mixtures,
         max_model_len=asked or limit,
-        eos_token_ids=frozenset(eos if isinstance(eos, (list, tuple)) else [] if eos is None else [eos]),
-        generation_defaults={k: v for k in wanted if (v := getattr(generation, k, None)) is not None},
+        eos_token_ids=eos_token_ids(generation, config),
+        generation_defaults=generation_defaults(generation),
     )
 
 

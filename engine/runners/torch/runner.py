@@ -7,7 +7,8 @@ from collections.abc import AsyncIterator, Callable
 
 import torch
 
-from engine.engine import Engine, QueueLimits
+from engine.admission import QueueLimits
+from engine.engine import Engine
 from engine.request import DecodeRequest, Output
 from engine.runners.base import Capability, Health, Stats
 from engine.runners.torch.draft_model import DraftModel, load_beside
@@ -29,6 +30,9 @@ _CAPABILITIES = frozenset(
         Capability.TREES,
         Capability.PROMPT_LOGPROBS,
         Capability.SAMPLER_TRACE,
+        Capability.PROCESSED_LOGPROBS,
+        Capability.LOGPROB_TOKEN_IDS,
+        Capability.DRAFTS,
     }
 )
 
@@ -82,6 +86,8 @@ class TorchRunner:
         self.facts = loaded.facts
         self._draft_vocabularies = frozenset(settings.draft_vocab)
         self.max_model_len = loaded.max_model_len
+        replayed = ", replayed" if self.executor.model.forward.program is not None else ""
+        self.description = f"{loaded.device}, {str(loaded.dtype).removeprefix('torch.')}{replayed}"
         self.eos_token_ids = loaded.eos_token_ids
         self.generation_defaults = loaded.generation_defaults
         namespace = f"{model_id}|{loaded.dtype}".encode()
@@ -125,6 +131,9 @@ class TorchRunner:
 
     def submit(self, request: DecodeRequest) -> AsyncIterator[Output]:
         return self.engine.stream(request)
+
+    def follows_seed(self, request: DecodeRequest) -> bool:
+        return True
 
     def abort(self, request_id: str, choice: int | None = None) -> None:
         self.engine.abort(request_id, choice)

@@ -11,7 +11,8 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from engine.runners.base import Capability
-from server.errors import refuse, unavailable
+from server.errors import refuse
+from server.runner_limits import unsupported
 from server.state import ServerState
 from server.votes.problem import Problem
 from server.votes.scoring.installed import InstalledScorer
@@ -74,5 +75,5 @@ def _model(spec: Mapping[str, Any], state: ServerState, path: str) -> ModelScore
     if model is None:  # a preset is no other scorer: it changes how a model draws, not what it finds probable
         refuse(f"'{path}': no model '{spec['model']:.200}' is served; served: {', '.join(served)}", path)
     if Capability.PROMPT_LOGPROBS not in model.runner.capabilities:
-        raise unavailable(path, f"on runner '{model.runner.name}' scoring by a model is")
+        raise unsupported(path, "scoring by a model is", model.runner)
     return ModelScorer(model, spec["condition"], spec["unit"], state.limits.prompts_in_flight)

@@ -1,0 +1,99 @@
+"""One choice as the logits processor knows it, and its form on the way there: vLLM's `extra_args`.
+
+The way is msgpack, so tuples arrive as lists; whoever owns a field knows how to read it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from engine.request import DecodeRequest
+from samplers.chain import Chain, Item
+from samplers.registry import STAGES
+
+FIELD = "drafthouse"  # of `extra_args`
+SEPARATOR = "/"  # between a request's id and the number of the choice
+
+
+def key_of(request_id: str, choice: int) -> str:
+    """The name of a choice in vLLM."""
+    return f"{request_id}{SEPARATOR}{choice}"
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What one choice is sampled with."""
+
+    key: str  # unique among those that run
+    chain: Chain
+    seed: int  # signed 64-bit
+    number: int  # its 32-bit choice word
+    n: int  # choices of its request
+    begun: tuple[int, ...]  # the last tokens of the prompt, which are output to the samplers
+    ending_ids: frozenset[int]
+    min_tokens: int
+
+    @classmethod
+    def of(cls, request: DecodeRequest, choice: int) -> Choice:
+        """Of a request without a program."""
+        return cls(
+            key_of(request.id, choice),
+            request.chain,
+            request.seed,
+            request.first_choice + choice,
+            request.n,
+            request.begun,
+            request.eos_token_ids | request.stop_token_ids,
+            request.min_tokens,
+        )
+
+    def pack(self) -> dict[str, Any]:
+        """As `extra_args`: plain values, integers of 64 bits."""
+        chain = self.chain
+        return {
+            FIELD: {
+                "key": self.key,
+                "stages": [[item.name, dict(item.values)] for item in chain.stages],
+                "draw": [chain.draw.name, dict(chain.draw.values)],
+                "greedy": chain.greedy,
+                "given_order": chain.given_order,
+                "seed": self.seed,
+                "number": self.number,
+                "n": self.n,
+                "begun": list(self.begun),
+                "ending_ids": sorted(self.ending_ids),
+                "min_tokens": self.min_tokens,
+            }
+        }
+
+    @classmethod
+    def unpack(cls, extra_args: Mapping[str, Any] | None, vocab_size: int) -> Choice | None:
+        """The choice that was packed. None: vLLM draws this one. Raises SamplerError for an unknown sampler."""
+        if extra_args is None or FIELD not in extra_args:
+            return None
+        packed = extra_args[FIELD]
+        chain = Chain(
+            tuple(_stage(name, values, vocab_size) for name, values in packed["stages"]),
+            Item(*packed["draw"]),
+            packed["greedy"],
+            packed["given_order"],
+        )
+        return cls(
+            packed["key"],
+            chain,
+            packed["seed"],
+            packed["number"],
+            packed["n"],
+            tuple(packed["begun"]),
+            frozenset(packed["ending_ids"]),
+            packed["min_tokens"],
+        )
+
+
+def _stage(name: str, values: Mapping[str, Any], vocab_size: int) -> Item:
+    stage = STAGES.get(name)
+    said = {field: values[field] for field in stage.structured if values[field] is not None}
+    read = {field: stage.parse(field, value, field, vocab_size) for field, value in said.items()}
+    return Item(name, {**values, **read})

@@ -1,0 +1,159 @@
+"""The vLLM runner: vLLM's engine, in processes of its own, behind the `Runner` contract.
+
+Every choice is a request to vLLM: it has its own parameters and ends on its own; what the choices of a prompt share is
+the prefix cache. Lives in the event loop. Importing this module imports vLLM.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import tempfile
+import time
+from collections.abc import AsyncIterator, Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import vllm
+from transformers import GenerationConfig
+from vllm.v1.engine.exceptions import EngineDeadError
+
+from engine.admission import Admission, QueueLimits
+from engine.generation import eos_token_ids, generation_defaults
+from engine.request import DecodeRequest, Output
+from engine.runners.base import Capability, EngineFailed, Health, Overloaded, Stats, TooLarge
+from engine.runners.vllm.active import ActiveRequest
+from engine.runners.vllm.arguments import engine_arguments
+from engine.runners.vllm.extras import ProcessorSetup
+from engine.runners.vllm.reports import ReportInbox
+from engine.runners.vllm.sampling import is_native
+from engine.runners.vllm.start import configured, started
+from engine.runners.vllm.statistics import Counters
+from engine.settings import EngineSettings
+from samplers.model_facts import NO_FACTS, ModelFacts
+from spec_decode.facts import SpecOffer
+
+_SLOTS_PER_SEQUENCE = 2  # the states of preempted choices are kept for a while
+_CHECK_S = 1.0  # between looks at whether the engine lives
+_POLL_S = 0.02
+
+
+class VllmRunner:
+    """Serves one model in vLLM's engine processes."""
+
+    name = "vllm"
+    capabilities = frozenset({Capability.PROMPT_LOGPROBS})
+    offer = SpecOffer(max_depth=0, trees=False)
+
+    def __init__(
+        self,
+        model: str,
+        settings: EngineSettings,
+        arguments: Mapping[str, Any],
+        native: bool = True,
+        on_fatal: Callable[[BaseException], None] | None = None,
+        tokens: ModelFacts = NO_FACTS,
+    ) -> None:
+        """Load a folder or hub id and start the engine, which takes about a minute.
+
+        arguments: of vLLM's engine, by its names; native: vLLM may draw what needs no sampler of ours; tokens: what the
+        tokenizer knows. Raises SettingsError, or what vLLM raises for a model or arguments that it cannot use.
+        """
+        config = configured(engine_arguments(model, settings, arguments))
+        rows = config.model_config.get_vocab_size()
+        self.max_model_len = config.model_config.max_model_len
+        self.vocab_size = rows if tokens.pieces is None else min(rows, len(tokens.pieces))
+        self.facts = ModelFacts(tokens.pieces, tokens.special_ids)
+        try:
+            generation = GenerationConfig.from_pretrained(model)
+        except OSError:  # the model has no such file
+            generation = GenerationConfig()
+        self.eos_token_ids = eos_token_ids(generation, config.model_config.hf_text_config)
+        self.generation_defaults = generation_defaults(generation)
+        self._native = native and self.vocab_size == rows  # else vLLM might draw ids that are no tokens
+        self._folder = tempfile.TemporaryDirectory(prefix="drafthouse-")
+        address = str(Path(self._folder.name) / "reports")
+        self._reports = ReportInbox(address)
+        self._counters = Counters()
+        slots = config.scheduler_config.max_num_seqs
+        setup = ProcessorSetup(self.facts, self.vocab_size, _SLOTS_PER_SEQUENCE * slots, address)
+        self._slots = slots * config.parallel_config.data_parallel_size
+        self.llm = started(config, setup, self._counters)
+        processor = "second" if config.use_v2_model_runner else "first"
+        dtype = str(config.model_config.dtype).removeprefix("torch.")
+        self.description = f"vLLM {vllm.__version__}, {dtype}, {processor} generation of processors"
+        self._pages = config.cache_config.num_gpu_blocks or 0
+        queued = settings.max_queued_tokens
+        if queued is None:
+            queued = 64 * config.scheduler_config.max_num_batched_tokens
+        self._admission = Admission(QueueLimits(settings.max_queued_requests, queued), self._slots)
+        self._active: dict[str, ActiveRequest] = {}  # by id
+        self._on_fatal = on_fatal
+        self._guard: asyncio.Task[None] | None = None
+        self._closing = self._closed = False
+
+    async def submit(self, request: DecodeRequest) -> AsyncIterator[Output]:
+        health = self.health()
+        if not health.ready:
+            raise Overloaded(health.reason)
+        if request.max_tokens == 0 and len(request.prompt_ids) == self.max_model_len:
+            raise TooLarge(f"vLLM scores prompts below its context of {self.max_model_len} tokens only")
+        self._admission.enter(request)
+        self._guard = self._guard or asyncio.ensure_future(self._watch_engine())
+        active = ActiveRequest(request, self._is_native(request), self.llm, self._reports)
+        self._active[request.id] = active
+        try:
+            while (output := await active.mailbox.get()) is not None:
+                self._admission.answered(request.id)
+                yield output
+        finally:
+            self._admission.leave(request.id)
+            self._active.pop(request.id).close()
+
+    def follows_seed(self, request: DecodeRequest) -> bool:
+        return request.chain.greedy or not self._is_native(request)
+
+    def abort(self, request_id: str, choice: int | None = None) -> None:
+        if request_id in self._active:
+            self._active[request_id].abort(choice)
+
+    def health(self) -> Health:
+        if self._closing:
+            return Health(False, "shutting down")
+        if self.llm.errored:
+            return Health(False, "vLLM's engine has died")
+        return Health(True)
+
+    def stats(self) -> Stats:
+        """Its requests are choices, which is what vLLM queues."""
+        unfinished = sum(active.unfinished for active in self._active.values())
+        return self._counters.stats(unfinished, self._pages, self._slots)
+
+    async def close(self, grace_s: float = 30.0) -> None:
+        self._closing = True
+        deadline = time.monotonic() + grace_s
+        while self._active and time.monotonic() < deadline:
+            await asyncio.sleep(_POLL_S)
+        self._fail_all(Overloaded("shutting down"))
+        if self._closed:
+            return
+        self._closed = True
+        if self._guard is not None:
+            self._guard.cancel()
+        await asyncio.to_thread(self.llm.shutdown)
+        self._reports.close()
+        self._folder.cleanup()
+
+    def _is_native(self, request: DecodeRequest) -> bool:
+        return (self._native or request.max_tokens == 0) and is_native(request)
+
+    async def _watch_engine(self) -> None:
+        """vLLM says that its engine has died only to those who wait for it; a supervisor should know anyway."""
+        while not self.llm.errored:
+            await asyncio.sleep(_CHECK_S)
+        self._fail_all(EngineFailed("vLLM's engine has died"))
+        if self._on_fatal is not None and not self._closing:
+            self._on_fatal(EngineDeadError())
+
+    def _fail_all(self, error: Exception) -> None:
+        for active in self._active.values():
+            active.fail(error)

@@ -1,0 +1,71 @@
+"""Our chains behind the second generation of vLLM's logits processors: stable request slots, history on the device.
+
+Live on GPUs. vLLM imports this module by name, in its processes too. Without drafts every request has one row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+from vllm.v1.worker.gpu.sample.logits_processor import LogitsContext, LogitsProcessor, LogitsProcRequestState
+
+from engine.runners.vllm.chain_core import ChainCore
+from engine.runners.vllm.choice import Choice
+from engine.runners.vllm.extras import setup_of
+from engine.runners.vllm.reports import ReportSender
+
+if TYPE_CHECKING:
+    from vllm import SamplingParams
+    from vllm.config import VllmConfig
+
+
+class V2Adapter(LogitsProcessor):
+    """Rows of chains; all others are left alone."""
+
+    def __init__(self, vllm_config: VllmConfig, req_states: LogitsProcRequestState) -> None:
+        setup = setup_of(vllm_config)
+        self._vocab = setup.vocab_size
+        self._core = ChainCore(setup, req_states.device, ReportSender(setup.reports))
+        self._states = req_states
+        self._entering: dict[int, Choice] = {}  # by vLLM's slot: their tokens are not on the device yet
+        self._seated: dict[int, tuple[int, list[int]]] = {}  # vLLM's slot -> (ours, output tokens as far as read)
+
+    def add_request(self, req_idx: int, sampling_params: SamplingParams) -> bool:
+        self._seated.pop(req_idx, None)  # slots are recycled without a word
+        self._entering.pop(req_idx, None)
+        choice = Choice.unpack(sampling_params.extra_args, self._vocab)
+        if choice is not None:
+            self._entering[req_idx] = choice
+        return choice is not None
+
+    def apply_staged_writes(self) -> None:
+        for req_idx, choice in self._entering.items():
+            prompt = int(self._states.prompt_len.np[req_idx])
+            known = self._states.all_token_ids.gpu[req_idx, : int(self._states.total_len.gpu[req_idx])].tolist()
+            output = known[prompt:]
+            self._seated[req_idx] = self._core.seat(choice, known[:prompt], output), output
+        self._entering.clear()
+
+    def apply(self, logits: Tensor, ctx: LogitsContext) -> Tensor:
+        """logits: [rows, W] fp32; returned after writing to it. Rows inside a prompt draw nothing."""
+        of_row = ctx.expanded_idx_mapping.tolist()
+        mine = [row for row, req_idx in enumerate(of_row) if req_idx in self._seated]
+        if not mine:
+            return logits
+        ahead = (ctx.pos + 1).tolist()  # tokens before the one to be drawn
+        counts = {row: ahead[row] - int(self._states.prompt_len.np[of_row[row]]) for row in mine}
+        rows = {row: of_row[row] for row, count in counts.items() if count >= 0}
+        if rows:
+            self._read({req_idx: counts[row] for row, req_idx in rows.items()})
+            self._core.draw(logits, {row: self._seated[req_idx] for row, req_idx in rows.items()})
+        return logits
+
+    def _read(self, counts: Mapping[int, int]) -> None:
+        """Bring the output tokens of these slots up to so many; usually one is missing, and all come in one copy."""
+        outputs = {req_idx: self._seated[req_idx][1] for req_idx in counts}
+        while behind := [req_idx for req_idx, count in counts.items() if len(outputs[req_idx]) < count]:
+            at = [int(self._states.prompt_len.np[req_idx]) + len(outputs[req_idx]) for req_idx in behind]
+            for req_idx, token in zip(behind, self._states.all_token_ids.gpu[behind, at].tolist(), strict=True):
+                outputs[req_idx].append(token)

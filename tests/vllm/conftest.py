@@ -1,0 +1,26 @@
+"""One server over vLLM for all tests that need its engine."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import httpx
+import pytest
+
+from tests.server.live import Live
+from tests.vllm.engine_process import INSTALLED, serve
+
+
+@pytest.fixture(scope="session")
+def vllm_server() -> Iterator[Live]:
+    if not INSTALLED:
+        pytest.skip("vLLM is not installed")
+    live = serve()
+    yield live
+    live.stop()
+
+
+@pytest.fixture
+def raw(vllm_server: Live) -> Iterator[httpx.Client]:
+    with httpx.Client(base_url=vllm_server.url, timeout=60) as raw:
+        yield raw

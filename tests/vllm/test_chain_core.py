@@ -1,0 +1,176 @@
+"""Chains over rows that vLLM hands over: the same tokens as the stack the torch runner uses. Needs no vLLM."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from engine.request import DecodeRequest
+from engine.runners.vllm.chain_core import ChainCore
+from engine.runners.vllm.choice import Choice
+from engine.runners.vllm.extras import ProcessorSetup
+from engine.runners.vllm.reports import Report
+from samplers.model_facts import NO_FACTS
+from samplers.stack import SamplerStack
+from tests.vllm.requests import decode_request
+
+VOCAB = 60
+CPU = torch.device("cpu")
+
+
+class Sent(list[Report]):
+    """Takes reports."""
+
+    def send(self, report: Report) -> None:
+        self.append(report)
+
+
+def core(slots: int = 8) -> tuple[ChainCore, Sent]:
+    sent: Any = Sent()
+    return ChainCore(ProcessorSetup(NO_FACTS, VOCAB, slots, "unused"), CPU, sent), sent
+
+
+def rows(count: int, seed: int = 0, width: int = VOCAB) -> Tensor:
+    return torch.randn(count, width, generator=torch.Generator().manual_seed(seed)) * 3
+
+
+def request_of(fields: dict[str, Any] | None = None, **options: Any) -> DecodeRequest:
+    return decode_request(fields, VOCAB, **options)
+
+
+def token_of(row: Tensor) -> int:
+    """The only token a row leaves."""
+    finite = torch.nonzero(row > -torch.inf).flatten().tolist()
+    assert len(finite) == 1 and row[finite[0]] == 0
+    return int(finite[0])
+
+
+def expected(request: DecodeRequest, choice: int, steps: int) -> list[int]:
+    """What the torch runner's stack draws from the same rows."""
+    stack = SamplerStack(1, VOCAB, CPU)
+    stack.admit(
+        0, request.chain, seed=request.seed, choice=request.first_choice + choice, prompt_ids=request.prompt_ids,
+        output_ids=request.begun, ending_ids=request.eos_token_ids, min_tokens=request.min_tokens, n=request.n,
+    )  # fmt: skip
+    tokens = []
+    for step in range(steps):
+        position = np.array([len(request.begun) + step])
+        drawn = stack.sample(rows(4, step)[choice : choice + 1], np.array([0]), position).tokens
+        stack.accept(np.array([0]), drawn)
+        tokens.append(int(drawn[0]))
+    return tokens
+
+
+FIELDS: list[dict[str, Any]] = [
+    {"temperature": 0.8, "min_p": 0.05},
+    {"sampler": ["arithmetic"]},
+    {"sampler": ["mirostat"], "presence_penalty": 1.5},
+    {"temperature": 0, "repetition_penalty": 1.3},
+]
+
+
+def run(own: ChainCore, requests: list[DecodeRequest], steps: int, wider: int = 0) -> list[list[int]]:
+    outputs: list[list[int]] = [[] for _ in requests]
+    for step in range(steps):
+        logits = torch.nn.functional.pad(rows(4, step)[: len(requests)], (0, wider), value=50.0)
+        seated = {
+            row: (own.seat(Choice.of(one, row), [*one.prompt_ids, *one.begun], outputs[row]), outputs[row])
+            for row, one in enumerate(requests)
+        }
+        own.draw(logits, seated)
+        for row, output in enumerate(outputs):
+            output.append(token_of(logits[row]))
+    return outputs
+
+
+@pytest.mark.parametrize("wider", [0, 4], ids=["whole", "padded"])
+def test_tokens_are_those_of_the_torch_runner(wider: int) -> None:
+    """Heads may have rows that are no tokens."""
+    requests = [request_of(fields, n=4, begun=(5, 6) if at == 1 else ()) for at, fields in enumerate(FIELDS)]
+    assert run(core()[0], requests, 6, wider) == [expected(one, at, 6) for at, one in enumerate(requests)]
+
+
+def test_rows_of_others_are_left_alone() -> None:
+    own, _ = core()
+    one = request_of()
+    logits = rows(3)
+    before = logits.clone()
+    own.draw(logits, {1: (own.seat(Choice.of(one, 0), one.prompt_ids, []), [])})
+    assert torch.equal(logits[[0, 2]], before[[0, 2]])
+    assert token_of(logits[1]) < VOCAB
+
+
+def test_drawing_again_gives_the_same() -> None:
+    """vLLM computes rows of unfinished prompts too, and throws their tokens away."""
+    for fields in FIELDS:
+        own, _ = core()
+        one = request_of(fields, n=4)
+        slot = own.seat(Choice.of(one, 0), one.prompt_ids, [])
+        own.draw(rows(1, 99), {0: (slot, [])})
+        found = []
+        for _ in range(2):
+            logits = rows(4, 0)[:1]
+            own.draw(logits, {0: (slot, [])})
+            found.append(token_of(logits[0]))
+        assert found == expected(one, 0, 1) * 2
+
+
+def test_state_survives_an_absence() -> None:
+    """The codes of arithmetic sampling do not follow from the tokens."""
+    one = request_of({"sampler": ["arithmetic"]}, n=4)
+    own, _ = core()
+    output: list[int] = []
+    for step in range(5):
+        slot = own.seat(Choice.of(one, 2), one.prompt_ids, list(output))  # preempted and back before every step
+        logits = rows(4, step)[2:3]
+        own.draw(logits, {0: (slot, output)})
+        output.append(token_of(logits[0]))
+    assert output == expected(one, 2, 5)
+
+
+def test_slots_are_given_to_newcomers() -> None:
+    own, _ = core(slots=2)
+    for _ in range(5):
+        one = request_of({"temperature": 0, "repetition_penalty": 1.3})
+        assert run(own, [one], 3) == [expected(one, 0, 3)]
+
+
+def test_an_empty_row_stays_as_it_is_and_is_reported() -> None:
+    own, sent = core()
+    good, bad = request_of(), request_of({"allowed_token_ids": [3]})
+    logits = rows(2)
+    logits[1, 3] = -torch.inf  # as a grammar would
+    before = logits[1].clone()
+    seated = {row: (own.seat(Choice.of(one, 0), one.prompt_ids, []), []) for row, one in enumerate([good, bad])}
+    own.draw(logits, seated)
+    assert torch.equal(logits[1], before)
+    assert token_of(logits[0]) < VOCAB
+    assert [(one.key, one.position, one.code) for one in sent] == [(f"{bad.id}/0", 0, "constraint_unsatisfiable")]
+
+
+def test_a_masked_id_is_never_chosen() -> None:
+    own, _ = core()
+    one = request_of({"temperature": 2.0})
+    output: list[int] = []
+    for step in range(20):
+        logits = rows(1, step)
+        logits[0, ::2] = -torch.inf
+        own.draw(logits, {0: (own.seat(Choice.of(one, 0), one.prompt_ids, output), output)})
+        output.append(token_of(logits[0]))
+    assert all(token % 2 for token in output)
+
+
+def test_parameters_that_a_sampler_cannot_take_fail_their_choice() -> None:
+    own, sent = core()
+    one = request_of({"logit_bias": {"5": 1.0}})
+    bad = Choice.of(one, 0)
+    bad.chain.stages[0].values["logit_bias"]["900"] = 1.0
+    logits = rows(1)
+    before = logits.clone()
+    own.draw(logits, {0: (own.seat(bad, one.prompt_ids, []), [])})
+    assert torch.equal(logits, before)
+    assert [one.code for one in sent] == ["internal_error"]

@@ -1,0 +1,80 @@
+"""Who draws a choice, and what vLLM is told of it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tests.vllm.requests import decode_request
+
+pytest.importorskip("vllm")
+
+from vllm.sampling_params import RequestOutputKind
+
+from engine.runners.vllm.choice import FIELD, Choice
+from engine.runners.vllm.sampling import is_native, sampling_of
+
+
+@pytest.mark.parametrize(
+    ("fields", "options", "native"),
+    [
+        ({"temperature": 0}, {}, True),
+        ({"temperature": 0}, {"min_tokens": 2}, False),
+        ({"temperature": 0, "repetition_penalty": 1.1}, {}, False),
+        ({"temperature": 0, "logit_bias": {"4": 1}}, {}, False),
+        ({}, {}, False),
+        ({}, {"seeded": False}, True),
+        ({"temperature": 0.5, "top_k": 4, "top_p": 0.5}, {"seeded": False}, True),
+        ({"temperature": 0.5, "top_k": 4, "top_p": 0.5}, {"seeded": True}, False),
+        ({"temperature": 3.0}, {"seeded": False}, False),
+        ({"temperature": 1.0, "dynatemp_range": 0.5}, {"seeded": False}, False),
+        ({"min_p": 0.1}, {"seeded": False}, False),
+        ({"draw": "gumbel"}, {"seeded": False}, False),
+        ({"temperature": 0.5, "top_k": 4, "temperature_last": True}, {"seeded": False}, False),
+        ({"min_p": 0.1}, {"max_tokens": 0}, True),
+    ],
+)
+def test_who_draws(fields: dict[str, Any], options: dict[str, Any], native: bool) -> None:
+    assert is_native(decode_request(fields, **options)) is native
+
+
+def test_vllm_draws_with_the_values_of_the_request() -> None:
+    params = sampling_of(decode_request({"temperature": 0.5, "top_k": 4, "top_p": 0.25}, seeded=False), 0, native=True)
+    assert (params.temperature, params.top_k, params.top_p, params.extra_args) == (0.5, 4, 0.25, None)
+    assert params.seed is None
+
+
+def test_a_chain_leaves_nothing_to_vllm() -> None:
+    request = decode_request(
+        {"temperature": 0.5, "top_k": 4, "repetition_penalty": 1.2, "logit_bias": {"4": 1}, "min_p": 0.1},
+        min_tokens=3,
+        eos_token_ids=frozenset({1}),
+        stop_token_ids=frozenset({9}),
+        begun=(5, 6),
+        logprobs=2,
+        prompt_logprobs=1,
+        n=2,
+    )
+    params = sampling_of(request, 1, native=False)
+    neutral = (params.temperature, params.top_k, params.top_p, params.min_p, params.repetition_penalty)
+    assert neutral == (0.0, 0, 1.0, 0.0, 1.0)
+    assert (params.logit_bias, params.min_tokens, params.seed) == (None, 0, None)
+    assert (params.max_tokens, params.logprobs, params.prompt_logprobs) == (6, 2, None)
+    assert params.ignore_eos and params.stop_token_ids == [1, 9]
+    assert params.output_kind is RequestOutputKind.DELTA and not params.detokenize
+    assert params.extra_args is not None and set(params.extra_args) == {FIELD}
+    choice = Choice.unpack(params.extra_args, 4096)
+    assert choice is not None
+    assert choice.chain.stages == request.chain.stages
+    assert (choice.number, choice.begun, choice.min_tokens) == (1, (5, 6), 3)
+
+
+def test_a_prompt_is_scored_by_the_first_choice() -> None:
+    params = sampling_of(decode_request(max_tokens=0, prompt_logprobs=2), 0, native=True)
+    assert (params.max_tokens, params.prompt_logprobs, params.temperature) == (1, 2, 0.0)
+
+
+def test_whole_answers_come_in_larger_pieces() -> None:
+    assert sampling_of(decode_request(delivery_interval_s=0.1), 0, native=False).stream_interval
+    assert sampling_of(decode_request(), 0, native=False).stream_interval is None
