@@ -72,7 +72,12 @@ def test_the_runner_says_what_a_request_can_reach(mixes: bool) -> None:
     runner = TorchRunner(lambda: loaded if mixes else replace(loaded, mixtures=None), settings)
     try:
         always = {Capability.LOGIT_ROWS, Capability.FORK, Capability.TREES, Capability.PROMPT_LOGPROBS}
-        always |= {Capability.SAMPLER_TRACE}
+        always |= {
+            Capability.SAMPLER_TRACE,
+            Capability.PROCESSED_LOGPROBS,
+            Capability.LOGPROB_TOKEN_IDS,
+            Capability.DRAFTS,
+        }
         assert runner.capabilities == always | ({Capability.INPUT_EMBEDDINGS} if mixes else set())
     finally:
         runner.engine.close(1.0)
