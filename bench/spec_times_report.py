@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from bench import claims, spec_load, spec_overhead
+from bench import claims, spec_overhead
 from bench.spec_load import Throughput
 from bench.spec_overhead import Overhead
 from bench.spec_speed import Speed
@@ -49,7 +49,7 @@ def load_markdown(measured: Throughput) -> list[str]:
             times = "" if way == PLAIN else spread(measured.ratios(case, way), 2)
             rows.append([case_name(case), way, spread(own.per_second, 0), times, *_done(own.done, way)])
     return [
-        f"{spec_load.AT_ONCE} requests at once, {size.requests} a round, up to {size.tokens} tokens each. {ABOUT} "
+        f"{size.at_once} requests at once, {size.requests} a round, up to {size.tokens} tokens each. {ABOUT} "
         f"{size.rounds} rounds after one to warm up, which also fills the prefix cache. {_MEASURED_IN_PROCESS} Median "
         "(lowest-highest) over rounds.",
         "",
@@ -103,7 +103,6 @@ def speed_json(speed: Speed) -> dict[str, Any]:
 def load_json(measured: Throughput) -> dict[str, Any]:
     return {
         "size": {name: value for name, value in vars(measured.size).items() if name != "ways"},
-        "at_once": spec_load.AT_ONCE,
         "cases": [
             {
                 **case_json(case),

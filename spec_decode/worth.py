@@ -69,7 +69,7 @@ class Worth:
         return load.thinking
 
     def observe(self, requests: int, thought: bool, tokens: int, seconds: float) -> None:
-        """A whole step, from its beginning to the next one's. tokens: that went into outputs."""
+        """A whole step, planning and delivery included. tokens: that went into outputs."""
         if requests >= FEW:
             self._load(requests).ways[thought].add(tokens, seconds)
 

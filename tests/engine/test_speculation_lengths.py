@@ -15,6 +15,7 @@ from samplers.chain import resolve
 from spec_decode.contract import DraftPlan, DraftTree, LoadedSource
 from spec_decode.controller import PROBE_EVERY, PROBE_NODES
 from spec_decode.cost_model import DraftCost, Latency
+from spec_decode.worth import Worth
 from tests.engine import speculating as helpers
 from tests.engine.speculating import Answer, Speculating, ask, ask_all, one_hot_chain, scripted, speculating
 from tests.engine.table_model import TableExecutor
@@ -149,3 +150,45 @@ async def test_a_drafter_that_takes_for_ever_is_not_asked(costs: Any) -> None:
     async with speculating(executor(), [slow]) as running:
         found = await ask(running.engine, replace(asked, speculation=running.spec(AUTO)))
     assert found[0].tokens == known[0] and not any(lengths(running))
+
+
+async def test_where_thinking_is_not_worth_it_only_those_who_say_how_much_get_drafts(costs: Any) -> None:
+    costs(0.01)
+    asked = [request(60, seed) for seed in range(2)]
+    known = await plain(asked)
+    async with speculating(executor(), [scripted(quality(known, lambda at, seed: True))]) as running:
+        running.engine._loop._speculation._worth = Idle()
+        ways = [running.spec(AUTO), running.spec(AUTO | {"num_tokens": 4})]
+        specs = [replace(one, speculation=way) for one, way in zip(asked, ways, strict=True)]
+        found = await ask_all(running.engine, specs)
+    assert [own[0].tokens for own in found] == list(known.values())
+    free, fixed = (own[0].finish.speculation for own in found if own[0].finish is not None)
+    assert free is not None and free.drafted == 0 and free.steps == 60
+    assert fixed is not None and fixed.accepted == fixed.drafted > 40
+
+
+async def test_whole_steps_are_compared(costs: Any) -> None:
+    """Their tokens are all that went into outputs, those of requests that do not speculate included."""
+    costs(0.01)
+    asked = [request(40, seed) for seed in range(4)]
+    known = await plain(asked)
+    async with speculating(executor(), [scripted(quality(known, lambda at, seed: True))]) as running:
+        running.engine._loop._speculation._worth = seen = Idle()
+        spec = running.spec(AUTO)
+        await ask_all(running.engine, [replace(one, speculation=spec if one.seed else None) for one in asked])
+    full = [(tokens, thought, seconds > 0) for requests, thought, tokens, seconds in seen.steps if requests == 4]
+    assert len(full) > 30 and set(full) == {(4, False, True)}
+
+
+class Idle(Worth):
+    """Thinking never pays."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps: list[tuple[int, bool, int, float]] = []
+
+    def thinks(self, requests: int) -> bool:
+        return False
+
+    def observe(self, requests: int, thought: bool, tokens: int, seconds: float) -> None:
+        self.steps.append((requests, thought, tokens, seconds))
