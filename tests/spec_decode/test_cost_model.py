@@ -83,3 +83,14 @@ def test_a_source_reads_a_text_before_it_guesses() -> None:
     costs = CostModel({}, {"draft_model": DraftCost(Latency({1: 0.1, 2: 0.1}), True, token_s=0.01)})
     assert costs.first_look("draft_model", 50) == pytest.approx(0.5)
     assert costs.first_look("suffix", 50) == 0.0
+
+
+def test_steps_with_drafts_say_when_those_without_are_thought_too_slow() -> None:
+    """Else drafts would seem free for as long as every step has some."""
+    rows = {1: 1.0, 16: 2.5}
+    costs = CostModel({100: Latency(rows)}, {}, Latency({1: 1.0, 16: 4.0}))
+    for _ in range(30):
+        costs.observe_verify(16, 100, 200.0, 16)
+    for _ in range(60):
+        costs.observe_verify(20, 100, 6.0, 16)
+    assert costs.verify(16, 100, 16) < 6.1
