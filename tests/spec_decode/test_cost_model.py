@@ -66,7 +66,7 @@ def test_drafts_add_to_a_step_of_many_requests_what_they_add_to_a_step_of_one() 
     for _ in range(60):
         costs.observe_verify(20, 100, 1.0, 16)  # faster than without drafts: those would have been as fast
     without, drafts = costs.verify([16, 20], 100, 16)
-    assert without == pytest.approx(1.0, rel=0.02) and without < drafts < 1.2
+    assert without == pytest.approx(1.0, rel=0.02) and without < drafts < 1.25
 
 
 def test_what_any_drafts_cost_is_learnt_for_all_of_them() -> None:
