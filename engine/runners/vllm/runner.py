@@ -24,6 +24,7 @@ from engine.runners.base import Capability, EngineFailed, Health, Overloaded, St
 from engine.runners.vllm.active import ActiveRequest
 from engine.runners.vllm.arguments import engine_arguments
 from engine.runners.vllm.extras import ProcessorSetup
+from engine.runners.vllm.ranks import Ranks
 from engine.runners.vllm.reports import ReportInbox
 from engine.runners.vllm.sampling import is_native
 from engine.runners.vllm.start import configured, started
@@ -74,14 +75,16 @@ class VllmRunner:
         address = str(Path(self._folder.name) / "reports")
         self._reports = ReportInbox(address)
         self._counters = Counters()
-        slots = config.scheduler_config.max_num_seqs
+        slots, parallel = config.scheduler_config.max_num_seqs, config.parallel_config
         setup = ProcessorSetup(self.facts, self.vocab_size, _SLOTS_PER_SEQUENCE * slots, address)
-        self._slots = slots * config.parallel_config.data_parallel_size
+        ranks = parallel.data_parallel_size_local if parallel.local_engines_only else parallel.data_parallel_size
+        self._slots = slots * ranks
         self.llm = started(config, setup, self._counters)
         processor = "second" if config.use_v2_model_runner else "first"
         dtype = str(config.model_config.dtype).removeprefix("torch.")
         self.description = f"vLLM {vllm.__version__}, {dtype}, {processor} generation of processors"
         self._pages = config.cache_config.num_gpu_blocks or 0
+        self._ranks = Ranks(ranks, config.cache_config.block_size, self._pages)
         queued = settings.max_queued_tokens
         if queued is None:
             queued = 64 * config.scheduler_config.max_num_batched_tokens
@@ -99,7 +102,8 @@ class VllmRunner:
             raise TooLarge(f"vLLM scores prompts below its context of {self.max_model_len} tokens only")
         self._admission.enter(request)
         self._guard = self._guard or asyncio.ensure_future(self._watch_engine())
-        active = ActiveRequest(request, self._is_native(request), self.llm, self._reports)
+        rank = self._ranks.enter(request)
+        active = ActiveRequest(request, self._is_native(request), self.llm, self._reports, rank)
         self._active[request.id] = active
         try:
             while (output := await active.mailbox.get()) is not None:
@@ -107,6 +111,7 @@ class VllmRunner:
                 yield output
         finally:
             self._admission.leave(request.id)
+            self._ranks.leave(request, rank)
             self._active.pop(request.id).close()
 
     def follows_seed(self, request: DecodeRequest) -> bool:
