@@ -55,7 +55,9 @@ def check(document: dict[str, Any]) -> None:
         kubernetes_validate.validate(pod, KUBERNETES, strict=True)
 
 
-PODS = [pytest.param(pod["spec"], id=pod["spec"]["containers"][0]["name"]) for one in documents() for pod in templates(one)]
+PODS = [
+    pytest.param(pod["spec"], id=pod["spec"]["containers"][0]["name"]) for one in documents() for pod in templates(one)
+]
 
 
 def environment(pod: dict[str, Any], **variables: str) -> dict[str, str]:

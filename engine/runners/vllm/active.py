@@ -30,9 +30,7 @@ log = logging.getLogger(__name__)
 class ActiveRequest:
     """Lives in the event loop. `mailbox` is closed when the last choice has ended, or fails."""
 
-    def __init__(
-        self, request: DecodeRequest, native: bool, llm: AsyncLLM, reports: ReportInbox, rank: int
-    ) -> None:
+    def __init__(self, request: DecodeRequest, native: bool, llm: AsyncLLM, reports: ReportInbox, rank: int) -> None:
         """Starts the choices. native: vLLM draws them itself; rank: the data-parallel one that computes them."""
         self.mailbox = Mailbox()
         self._request, self._native, self._llm, self._reports = request, native, llm, reports

@@ -23,16 +23,18 @@ def check_places(arguments: Mapping[str, Any], headless: bool) -> None:
     """
     if arguments.get("data_parallel_multi_port_external_lb"):
         raise SettingsError(
-            "setting 'vllm_args': 'data_parallel_multi_port_external_lb' is for vLLM's own server; start one of ours for "
-            "each 'data_parallel_rank'"
+            "setting 'vllm_args': 'data_parallel_multi_port_external_lb' is for vLLM's own server; "
+            "start one of ours for each 'data_parallel_rank'"
         )
     if arguments.get("distributed_executor_backend") == "external_launcher":
         raise SettingsError("setting 'vllm_args': with 'external_launcher' nothing is left for the server to start")
     follows = bool(arguments.get("node_rank"))
     if int(arguments.get("nnodes", 1)) > 1:
         for name in _OWN_SERVERS:
-            if arguments.get(name) not in (None, False):
-                raise SettingsError(f"setting 'vllm_args': '{name}' gives every machine a server, 'nnodes' only the first")
+            if (value := arguments.get(name)) is not None and value is not False:
+                raise SettingsError(
+                    f"setting 'vllm_args': '{name}' gives every machine a server, 'nnodes' only the first"
+                )
     if follows and not headless:
         raise SettingsError("setting 'vllm_args': a machine with 'node_rank' above 0 serves no HTTP: add --headless")
     if not headless:
@@ -40,7 +42,9 @@ def check_places(arguments: Mapping[str, Any], headless: bool) -> None:
     if "ray" in (arguments.get("distributed_executor_backend"), arguments.get("data_parallel_backend")):
         raise SettingsError("setting 'headless': Ray starts what runs on other machines")
     if not follows and not arguments.get("data_parallel_start_rank"):
-        raise SettingsError("setting 'headless': say which machine this is, as 'node_rank' or 'data_parallel_start_rank'")
+        raise SettingsError(
+            "setting 'headless': say which machine this is, as 'node_rank' or 'data_parallel_start_rank'"
+        )
 
 
 def reports_address(config: VllmConfig) -> tuple[str, int] | None:

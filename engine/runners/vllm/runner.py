@@ -23,10 +23,10 @@ from engine.request import DecodeRequest, Output
 from engine.runners.base import Capability, EngineFailed, Health, Overloaded, Stats, TooLarge
 from engine.runners.vllm.active import ActiveRequest
 from engine.runners.vllm.arguments import engine_arguments
+from engine.runners.vllm.places import reports_address
 from engine.runners.vllm.ranks import Ranks
 from engine.runners.vllm.reports import ReportInbox
 from engine.runners.vllm.sampling import is_native
-from engine.runners.vllm.places import reports_address
 from engine.runners.vllm.start import configured, setup_for, started
 from engine.runners.vllm.statistics import Counters
 from engine.settings import EngineSettings
