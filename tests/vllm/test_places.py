@@ -12,7 +12,7 @@ import yaml
 
 from engine.runners.vllm.arguments import engine_arguments
 from engine.runners.vllm.places import check_places
-from engine.settings import SettingsError
+from engine.settings import EngineSettings, SettingsError
 from models.embedded import locate
 from server.config import ConfigError, ServeConfig, load_config
 from server.runners import check_runner_settings, engine_settings
@@ -106,3 +106,13 @@ def test_vllm_accepts_the_examples_of_the_document(text: str, experts: str, tmp_
         assert elsewhere == (LOCAL, 29551)
     else:
         assert elsewhere is None
+
+
+@pytest.mark.skipif(not INSTALLED, reason="vLLM is not installed")
+def test_stages_on_the_cpu_need_what_no_replay_leaves_out() -> None:
+    """vLLM would start, and die of the first request."""
+    from engine.runners.vllm.start import configured
+
+    settings = EngineSettings(replay=False)
+    with pytest.raises(SettingsError, match="'replay': vLLM's CPU build"):
+        configured(engine_arguments(locate("drafthouse-tiny"), settings, {"pipeline_parallel_size": 2}))

@@ -59,5 +59,7 @@ def test_an_inbox_that_has_closed_is_an_error(inbox: ReportInbox) -> None:
 
 
 def test_a_port_that_is_taken_is_an_error() -> None:
-    with socket.create_server(("", 0)) as other, pytest.raises(OSError):
-        ReportInbox(("127.0.0.1", other.getsockname()[1]))
+    with socket.create_server(("", 0)) as other:
+        port = other.getsockname()[1]
+        with pytest.raises(OSError, match=f"port {port}, for reports from other machines"):
+            ReportInbox(("127.0.0.1", port))

@@ -68,7 +68,11 @@ class ReportInbox:
         if isinstance(address, str):
             self._server = _LocalServer(address, taker)
         else:
-            self._server = _NetworkServer(("", address[1]), taker)
+            try:
+                self._server = _NetworkServer(("", address[1]), taker)
+            except OSError as error:
+                message = f"port {address[1]}, for reports from other machines: {error.strerror}"
+                raise OSError(error.errno, message) from None
             self.address = (address[0], self._server.server_address[1])
         Thread(target=self._server.serve_forever, args=(_POLL_S,), name="reports", daemon=True).start()
 
