@@ -20,6 +20,7 @@ from tests.vllm.engine_process import INSTALLED
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "scale-out.md"
 LOCAL = "127.0.0.1"
+SECOND = {"data_parallel_size_local": 2, "data_parallel_start_rank": 2}  # machine of two, with replicas
 
 
 @pytest.mark.parametrize(
@@ -28,8 +29,10 @@ LOCAL = "127.0.0.1"
         ({"nnodes": 2, "node_rank": 1}, False, "serves no HTTP: add --headless"),
         ({"nnodes": 2, "node_rank": 0}, True, "say which machine this is"),
         ({}, True, "say which machine this is"),
-        ({"node_rank": 1, "distributed_executor_backend": "ray"}, True, "Ray starts"),
-        ({"data_parallel_start_rank": 1, "data_parallel_backend": "ray"}, True, "Ray starts"),
+        ({"node_rank": 1}, True, "'node_rank' needs 'nnodes'"),
+        ({"data_parallel_start_rank": 1}, True, "'data_parallel_start_rank' needs 'data_parallel_size_local'"),
+        ({"nnodes": 2, "node_rank": 1, "distributed_executor_backend": "ray"}, True, "Ray starts"),
+        (SECOND | {"data_parallel_backend": "ray"}, True, "Ray starts"),
         ({"data_parallel_multi_port_external_lb": True}, False, "for vLLM's own server"),
         ({"distributed_executor_backend": "external_launcher"}, False, "nothing is left"),
         ({"nnodes": 2, "data_parallel_rank": 0}, False, "'data_parallel_rank' gives every machine a server"),
@@ -47,8 +50,8 @@ def test_what_cannot_be_started_is_refused(given: dict[str, Any], headless: bool
         ({}, False),
         ({"nnodes": 2, "node_rank": 0}, False),
         ({"nnodes": 2, "node_rank": 1}, True),
-        ({"data_parallel_start_rank": 2}, True),
-        ({"data_parallel_start_rank": 2, "data_parallel_hybrid_lb": True}, False),
+        (SECOND, True),
+        (SECOND | {"data_parallel_hybrid_lb": True}, False),
         ({"distributed_executor_backend": "ray"}, False),
     ],
 )

@@ -16,7 +16,7 @@ from vllm.v1.executor.multiproc_executor import MultiprocExecutor
 from engine.runners.vllm.arguments import engine_arguments
 from engine.runners.vllm.places import reports_address
 from engine.runners.vllm.start import configured, install, setup_for
-from engine.settings import EngineSettings
+from engine.settings import EngineSettings, SettingsError
 from samplers.model_facts import NO_FACTS, ModelFacts
 
 if TYPE_CHECKING:
@@ -31,7 +31,8 @@ def follow(model: str, settings: EngineSettings, arguments: Mapping[str, Any], t
     """
     config = configured(engine_arguments(model, settings, arguments), headless=True)
     address = reports_address(config)
-    assert address is not None, "a machine that follows is one of several"
+    if address is None:
+        raise SettingsError("setting 'headless': the arguments leave nothing to other machines")
     install(config, setup_for(config, tokens, address))
     # a machine has whole replicas, or a part of one
     wait, end = _parts(config) if config.parallel_config.node_rank_within_dp > 0 else _replicas(config)

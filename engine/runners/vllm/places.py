@@ -28,8 +28,13 @@ def check_places(arguments: Mapping[str, Any], headless: bool) -> None:
         )
     if arguments.get("distributed_executor_backend") == "external_launcher":
         raise SettingsError("setting 'vllm_args': with 'external_launcher' nothing is left for the server to start")
-    follows = bool(arguments.get("node_rank"))
-    if int(arguments.get("nnodes", 1)) > 1:
+    follows, several = bool(arguments.get("node_rank")), int(arguments.get("nnodes", 1)) > 1
+    starts_at = arguments.get("data_parallel_start_rank")
+    if follows and not several:
+        raise SettingsError("setting 'vllm_args': 'node_rank' needs 'nnodes', the number of machines")
+    if starts_at is not None and arguments.get("data_parallel_size_local") is None:
+        raise SettingsError("setting 'vllm_args': 'data_parallel_start_rank' needs 'data_parallel_size_local'")
+    if several:
         for name in _OWN_SERVERS:
             if (value := arguments.get(name)) is not None and value is not False:
                 raise SettingsError(
@@ -41,7 +46,7 @@ def check_places(arguments: Mapping[str, Any], headless: bool) -> None:
         return
     if "ray" in (arguments.get("distributed_executor_backend"), arguments.get("data_parallel_backend")):
         raise SettingsError("setting 'headless': Ray starts what runs on other machines")
-    if not follows and not arguments.get("data_parallel_start_rank"):
+    if not follows and not starts_at:
         raise SettingsError(
             "setting 'headless': say which machine this is, as 'node_rank' or 'data_parallel_start_rank'"
         )

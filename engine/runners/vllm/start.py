@@ -31,7 +31,8 @@ def configured(arguments: Mapping[str, Any], headless: bool = False) -> VllmConf
     """vLLM's configuration. headless: of a machine whose server is elsewhere. Raises SettingsError for arguments that
     vLLM does not have, or that do not fit together, and whatever it raises itself."""
     check_places(arguments, headless)
-    if unknown := arguments.keys() - AsyncEngineArgs.__dataclass_fields__.keys():
+    public = {name for name in AsyncEngineArgs.__dataclass_fields__ if not name.startswith("_")}
+    if unknown := arguments.keys() - public:
         raise SettingsError(f"setting 'vllm_args': vLLM's engine has no argument '{min(unknown)}'")
     usual = {"gpu_memory_utilization": _CPU_MEMORY, "dtype": "float32"} if current_platform.is_cpu() else {}
     config = AsyncEngineArgs(**{**usual, **arguments}).create_engine_config(headless=headless)
