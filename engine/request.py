@@ -63,6 +63,7 @@ class DecodeRequest:
     priority: int = 0  # lower runs first
     delivery_interval_s: float = 0.0  # outputs after the first may be held back and merged this long
     cache_salt: str = ""  # requests share cached prefixes only under one salt
+    session: str = ""  # requests of one session are likely to share prefixes; "": nobody has said
     speculation: SpecRequest | None = None  # drafts for every choice; None: plain decoding
     tenant: str | None = None  # whose past outputs drafts may come from, and its outputs are added to; None: nobody's
     seeded: bool = True  # the tokens must follow from the seed, as far as rounding lets them; False: nobody gave one

@@ -99,6 +99,7 @@ def serve(
     runner: Annotated[str | None, _option("runner")] = None,
     vllm_args: Annotated[list[str] | None, _option("vllm_args", "--vllm-arg", "--vllm-args")] = None,
     vllm_native: Annotated[bool | None, _option("vllm_native", "--vllm-native/--no-vllm-native")] = None,
+    headless: Annotated[bool | None, _option("headless", "--headless/--no-headless")] = None,
     device: Annotated[str | None, _option("device")] = None,
     dtype: Annotated[str | None, _option("dtype")] = None,
     api_key: Annotated[list[str] | None, _option("api_key")] = None,
@@ -147,8 +148,12 @@ def _run_or_explain(flags: dict[str, Any], file: Path | None) -> None:
         fail(str(error))
     logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     _quiet_libraries()
-    from server.launch import prepare, run
+    from server.launch import follow, prepare, run
 
+    if settings.headless:
+        with _explained(settings.model):
+            status = follow(settings)
+        raise typer.Exit(status)
     with _explained(settings.model):
         prepared = prepare(settings)
     raise typer.Exit(run(prepared))

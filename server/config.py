@@ -68,6 +68,7 @@ class ServeConfig(BaseModel):
     vllm_native: bool = Field(
         True, description="vLLM draws plain requests without a seed itself, faster, with random numbers of its own"
     )
+    headless: bool = Field(False, description="compute for a server on another machine, without HTTP")
     device: str | None = Field(None, description="cpu, cuda, cuda:1; default: cuda when present")
     dtype: Literal["float32", "bfloat16", "float16"] | None = Field(None, description="default: float32 on CPU")
     api_key: list[str] = Field(default_factory=list, description="accepted bearer tokens; none: no check")

@@ -30,7 +30,7 @@ from server.app import create_app
 from server.config import ConfigError, EndpointSettings, ServeConfig
 from server.drafting import Drafting, check_drafting, load_drafting
 from server.presets import usable_presets
-from server.runners import OnFatal, check_runner_settings, load_runner
+from server.runners import OnFatal, check_runner_settings, follow_server, load_runner
 from server.state import Limits, ServedModel, ServerState
 from server.text.codec import TextCodec
 from server.votes.endpoint import Endpoint
@@ -217,6 +217,17 @@ def prepare(config: ServeConfig) -> Prepared:
     listener = _listen(config)
     state = build_state(config, on_fatal)
     return Prepared(config, listener, state, create_app(state), failures)
+
+
+def follow(config: ServeConfig) -> int:
+    """Compute for a server on another machine until told to stop; the exit status. Raises as `prepare`."""
+    check_runner_settings(config)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    folder = find_model(config.model)
+    codec = TextCodec.load(folder)
+    follow_server(folder, config, ModelFacts(codec.pieces(), codec.special_ids))
+    log.error("a process of the engine has ended")
+    return FATAL_EXIT
 
 
 def run(prepared: Prepared) -> int:

@@ -229,6 +229,7 @@ def make_plan(
                 trace=CANDIDATES if traced else None,
                 priority=body.priority or 0,
                 cache_salt=body.cache_salt or "",
+                session=body.prompt_cache_key or "",
                 delivery_interval_s=0.0 if awaited else WHOLE_ANSWER_INTERVAL_S,
                 speculation=speculation if isinstance(speculation, SpecRequest) else None,
                 tenant=call.tenant,

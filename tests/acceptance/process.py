@@ -56,8 +56,8 @@ class Server:
     def output(self) -> str:
         return self._log.read_text(errors="replace")
 
-    def wait_ready(self) -> None:
-        deadline = time.monotonic() + READY_S
+    def wait_ready(self, seconds: float = READY_S) -> None:
+        deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             assert self.process.poll() is None, f"the server ended: {self.output()}"
             try:
@@ -66,7 +66,7 @@ class Server:
             except httpx.TransportError:
                 pass
             time.sleep(0.05)
-        raise AssertionError(f"the server was not ready within {READY_S:.0f} s: {self.output()}")
+        raise AssertionError(f"the server was not ready within {seconds:.0f} s: {self.output()}")
 
     def terminate(self) -> None:
         self.process.send_signal(signal.SIGTERM)

@@ -30,10 +30,11 @@ log = logging.getLogger(__name__)
 class ActiveRequest:
     """Lives in the event loop. `mailbox` is closed when the last choice has ended, or fails."""
 
-    def __init__(self, request: DecodeRequest, native: bool, llm: AsyncLLM, reports: ReportInbox) -> None:
-        """Starts the choices. native: vLLM draws them itself."""
+    def __init__(self, request: DecodeRequest, native: bool, llm: AsyncLLM, reports: ReportInbox, rank: int) -> None:
+        """Starts the choices. native: vLLM draws them itself; rank: the data-parallel one that computes them."""
         self.mailbox = Mailbox()
         self._request, self._native, self._llm, self._reports = request, native, llm, reports
+        self._rank = rank
         self._held = Output()  # not in the mailbox yet
         self._delivered_at = 0.0  # time.monotonic of the last delivery; 0: nothing has been delivered
         number = request.n if request.max_tokens else 1  # a prompt is scored once
@@ -69,7 +70,10 @@ class ActiveRequest:
         params = sampling_of(request, choice, self._native)
         position, watch = len(request.begun), None if request.watch is None else request.watch()
         try:
-            async with aclosing(self._llm.generate(prompt, params, key, priority=request.priority)) as outputs:
+            generated = self._llm.generate(
+                prompt, params, key, priority=request.priority, data_parallel_rank=self._rank
+            )
+            async with aclosing(generated) as outputs:
                 async for one in outputs:
                     output = self._read(one, choice)
                     for delta in output.deltas.values():

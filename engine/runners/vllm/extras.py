@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from engine.runners.vllm.reports import Address
 from samplers.model_facts import ModelFacts
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ class ProcessorSetup:
     facts: ModelFacts
     vocab_size: int  # ids below it may be drawn; rows of logits may be longer
     slots: int  # choices whose sampler states are kept
-    reports: str  # path of the socket that `ReportInbox` reads
+    reports: Address  # of the inbox
 
 
 class Extras(dict[str, Any]):

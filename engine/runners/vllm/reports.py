@@ -1,17 +1,26 @@
 """What the logits processor has to say beside the token: that a choice has none.
 
-A datagram lies in the inbox when `send` returns, hence before vLLM's output of the same step, which is sent later.
-Both ends are on one machine.
+A report has been taken when `send` returns, hence before vLLM's output of the same step, which is sent later. The
+processor may be on another machine; like vLLM's own ports, this one believes whoever reaches it.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import socket
+import socketserver
+from collections import OrderedDict
 from dataclasses import astuple, dataclass
+from threading import Thread
 
+log = logging.getLogger(__name__)
+Address = str | tuple[str, int]  # path of a socket on this machine, or host and port
 _LONGEST = 2**16  # bytes
-_PATIENCE_S = 5.0  # for an inbox that is full
+_PATIENCE_S = 5.0  # for an inbox that does not answer
+_KEPT = 4096  # reports that nobody has asked for: of choices that were aborted meanwhile
+_POLL_S = 0.05  # between looks at whether the inbox is closed
+_TAKEN = b"\n"
 
 
 @dataclass(frozen=True)
@@ -27,38 +36,48 @@ class Report:
 class ReportSender:
     """The processor's end. Connects when there is something to say."""
 
-    def __init__(self, path: str) -> None:
-        self._path = path
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self._socket.settimeout(_PATIENCE_S)
+    def __init__(self, address: Address) -> None:
+        self._address = address
+        self._socket: socket.socket | None = None
 
     def send(self, report: Report) -> None:
         """Raises OSError when nobody listens, which ends the engine: a choice would go on with tokens nobody drew."""
-        self._socket.sendto(json.dumps(astuple(report)).encode(), self._path)
+        if self._socket is None:
+            self._socket = self._connected()
+        self._socket.sendall(json.dumps(astuple(report)).encode() + b"\n")
+        if self._socket.recv(1) != _TAKEN:
+            raise ConnectionError("the server does not take reports any more")
+
+    def _connected(self) -> socket.socket:
+        if not isinstance(self._address, str):
+            return socket.create_connection(self._address, _PATIENCE_S)
+        found = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+        found.settimeout(_PATIENCE_S)
+        found.connect(self._address)
+        return found
 
 
 class ReportInbox:
-    """The runner's end, in the event loop."""
+    """The runner's end. Read in the event loop, filled by threads of its own."""
 
-    def __init__(self, path: str) -> None:
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-        self._socket.setblocking(False)
-        self._socket.bind(path)
-        self._found: dict[str, Report] = {}  # the first one of each choice
-
-    def collect(self) -> None:
-        """Read everything that has arrived."""
-        while True:
+    def __init__(self, address: Address) -> None:
+        """address: with port 0 any free one, on all addresses of the machine. Raises OSError for one that is taken."""
+        self._found: OrderedDict[str, Report] = OrderedDict()  # the first one of each choice
+        taker, self.address = _taker(self._found), address  # where senders reach it
+        self._server: socketserver.BaseServer
+        if isinstance(address, str):
+            self._server = _LocalServer(address, taker)
+        else:
             try:
-                data = self._socket.recv(_LONGEST)
-            except BlockingIOError:
-                return
-            report = Report(*json.loads(data))
-            self._found.setdefault(report.key, report)
+                self._server = _NetworkServer(("", address[1]), taker)
+            except OSError as error:
+                message = f"port {address[1]}, for reports from other machines: {error.strerror}"
+                raise OSError(error.errno, message) from None
+            self.address = (address[0], self._server.server_address[1])
+        Thread(target=self._server.serve_forever, args=(_POLL_S,), name="reports", daemon=True).start()
 
     def of(self, key: str) -> Report | None:
         """What was said about a choice up to its latest output."""
-        self.collect()
         return self._found.get(key)
 
     def forget(self, key: str) -> None:
@@ -66,4 +85,32 @@ class ReportInbox:
         self._found.pop(key, None)
 
     def close(self) -> None:
-        self._socket.close()
+        self._server.shutdown()
+        self._server.server_close()
+
+
+class _LocalServer(socketserver.ThreadingMixIn, socketserver.UnixStreamServer):
+    daemon_threads = True
+
+
+class _NetworkServer(socketserver.ThreadingTCPServer):
+    daemon_threads = True
+    allow_reuse_address = True
+
+
+def _taker(found: OrderedDict[str, Report]) -> type[socketserver.StreamRequestHandler]:
+    """What reads a connection, one report a line."""
+
+    class Taker(socketserver.StreamRequestHandler):
+        def handle(self) -> None:
+            try:
+                while line := self.rfile.readline(_LONGEST):
+                    report = Report(*json.loads(line))
+                    found.setdefault(report.key, report)
+                    while len(found) > _KEPT:
+                        found.popitem(last=False)
+                    self.wfile.write(_TAKEN)
+            except (OSError, TypeError, ValueError) as error:
+                log.warning("a connection that reports came from has ended: %s", error)
+
+    return Taker

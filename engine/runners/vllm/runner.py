@@ -23,16 +23,16 @@ from engine.request import DecodeRequest, Output
 from engine.runners.base import Capability, EngineFailed, Health, Overloaded, Stats, TooLarge
 from engine.runners.vllm.active import ActiveRequest
 from engine.runners.vllm.arguments import engine_arguments
-from engine.runners.vllm.extras import ProcessorSetup
+from engine.runners.vllm.places import reports_address
+from engine.runners.vllm.ranks import Ranks
 from engine.runners.vllm.reports import ReportInbox
 from engine.runners.vllm.sampling import is_native
-from engine.runners.vllm.start import configured, started
+from engine.runners.vllm.start import configured, setup_for, started
 from engine.runners.vllm.statistics import Counters
 from engine.settings import EngineSettings
 from samplers.model_facts import NO_FACTS, ModelFacts
 from spec_decode.facts import SpecOffer
 
-_SLOTS_PER_SEQUENCE = 2  # the states of preempted choices are kept for a while
 _CHECK_S = 1.0  # between looks at whether the engine lives
 _POLL_S = 0.02
 
@@ -59,29 +59,29 @@ class VllmRunner:
         tokenizer knows. Raises SettingsError, or what vLLM raises for a model or arguments that it cannot use.
         """
         config = configured(engine_arguments(model, settings, arguments))
-        rows = config.model_config.get_vocab_size()
         self.max_model_len = config.model_config.max_model_len
-        self.vocab_size = rows if tokens.pieces is None else min(rows, len(tokens.pieces))
-        self.facts = ModelFacts(tokens.pieces, tokens.special_ids)
         try:
             generation = GenerationConfig.from_pretrained(model)
         except OSError:  # the model has no such file
             generation = GenerationConfig()
         self.eos_token_ids = eos_token_ids(generation, config.model_config.hf_text_config)
         self.generation_defaults = generation_defaults(generation)
-        self._native = native and self.vocab_size == rows  # else vLLM might draw ids that are no tokens
         self._folder = tempfile.TemporaryDirectory(prefix="drafthouse-")
-        address = str(Path(self._folder.name) / "reports")
-        self._reports = ReportInbox(address)
+        self._reports = ReportInbox(reports_address(config) or str(Path(self._folder.name) / "reports"))
         self._counters = Counters()
-        slots = config.scheduler_config.max_num_seqs
-        setup = ProcessorSetup(self.facts, self.vocab_size, _SLOTS_PER_SEQUENCE * slots, address)
-        self._slots = slots * config.parallel_config.data_parallel_size
+        setup = setup_for(config, tokens, self._reports.address)
+        self.vocab_size, self.facts = setup.vocab_size, setup.facts
+        rows = config.model_config.get_vocab_size()
+        self._native = native and self.vocab_size == rows  # else vLLM might draw ids that are no tokens
+        parallel = config.parallel_config
+        ranks = parallel.data_parallel_size_local if parallel.local_engines_only else parallel.data_parallel_size
+        self._slots = config.scheduler_config.max_num_seqs * ranks
         self.llm = started(config, setup, self._counters)
         processor = "second" if config.use_v2_model_runner else "first"
         dtype = str(config.model_config.dtype).removeprefix("torch.")
         self.description = f"vLLM {vllm.__version__}, {dtype}, {processor} generation of processors"
         self._pages = config.cache_config.num_gpu_blocks or 0
+        self._ranks = Ranks(ranks, config.cache_config.block_size, self._pages)
         queued = settings.max_queued_tokens
         if queued is None:
             queued = 64 * config.scheduler_config.max_num_batched_tokens
@@ -99,7 +99,8 @@ class VllmRunner:
             raise TooLarge(f"vLLM scores prompts below its context of {self.max_model_len} tokens only")
         self._admission.enter(request)
         self._guard = self._guard or asyncio.ensure_future(self._watch_engine())
-        active = ActiveRequest(request, self._is_native(request), self.llm, self._reports)
+        rank = self._ranks.enter(request)
+        active = ActiveRequest(request, self._is_native(request), self.llm, self._reports, rank)
         self._active[request.id] = active
         try:
             while (output := await active.mailbox.get()) is not None:
@@ -107,6 +108,7 @@ class VllmRunner:
                 yield output
         finally:
             self._admission.leave(request.id)
+            self._ranks.leave(request, rank)
             self._active.pop(request.id).close()
 
     def follows_seed(self, request: DecodeRequest) -> bool:

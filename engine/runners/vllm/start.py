@@ -10,8 +10,11 @@ from vllm.platforms import current_platform
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from engine.runners.vllm.extras import Extras, ProcessorSetup
+from engine.runners.vllm.places import check_places
+from engine.runners.vllm.reports import Address
 from engine.runners.vllm.statistics import Counters
 from engine.settings import SettingsError
+from samplers.model_facts import ModelFacts
 
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
@@ -20,19 +23,40 @@ ADAPTERS = {  # by whether vLLM's second generation of processors is live
     False: "engine.runners.vllm.v1_adapter:V1Adapter",
     True: "engine.runners.vllm.v2_adapter:V2Adapter",
 }
+_SLOTS_PER_SEQUENCE = 2  # the states of preempted choices are kept for a while
 _CPU_MEMORY = 0.3  # share of the machine's memory: the usual 0.92 is rarely free, and vLLM then refuses to start
 
 
-def configured(arguments: Mapping[str, Any]) -> VllmConfig:
-    """vLLM's configuration. Raises SettingsError for arguments that it does not have, and whatever it raises itself."""
-    if unknown := arguments.keys() - AsyncEngineArgs.__dataclass_fields__.keys():
+def configured(arguments: Mapping[str, Any], headless: bool = False) -> VllmConfig:
+    """vLLM's configuration. headless: of a machine whose server is elsewhere. Raises SettingsError for arguments that
+    vLLM does not have, or that do not fit together, and whatever it raises itself."""
+    check_places(arguments, headless)
+    public = {name for name in AsyncEngineArgs.__dataclass_fields__ if not name.startswith("_")}
+    if unknown := arguments.keys() - public:
         raise SettingsError(f"setting 'vllm_args': vLLM's engine has no argument '{min(unknown)}'")
     usual = {"gpu_memory_utilization": _CPU_MEMORY, "dtype": "float32"} if current_platform.is_cpu() else {}
-    return AsyncEngineArgs(**{**usual, **arguments}).create_engine_config()
+    config = AsyncEngineArgs(**{**usual, **arguments}).create_engine_config(headless=headless)
+    staged = config.parallel_config.pipeline_parallel_size > 1
+    if current_platform.is_cpu() and staged and config.model_config.enforce_eager:
+        raise SettingsError("setting 'replay': vLLM's CPU build cannot do without it when pipeline_parallel_size > 1")
+    return config
+
+
+def setup_for(config: VllmConfig, tokens: ModelFacts, reports: Address) -> ProcessorSetup:
+    """What the processor is told, the same on every machine. tokens: what the tokenizer knows."""
+    rows = config.model_config.get_vocab_size()
+    vocab_size = rows if tokens.pieces is None else min(rows, len(tokens.pieces))
+    slots = _SLOTS_PER_SEQUENCE * config.scheduler_config.max_num_seqs
+    return ProcessorSetup(ModelFacts(tokens.pieces, tokens.special_ids), vocab_size, slots, reports)
+
+
+def install(config: VllmConfig, setup: ProcessorSetup) -> None:
+    """Have the engine's processes use our processor."""
+    config.model_config.logits_processors = [ADAPTERS[config.use_v2_model_runner]]
+    config.additional_config = Extras(config.additional_config, setup)
 
 
 def started(config: VllmConfig, setup: ProcessorSetup, counters: Counters) -> AsyncLLM:
     """The running engine, about a minute later."""
-    config.model_config.logits_processors = [ADAPTERS[config.use_v2_model_runner]]
-    config.additional_config = Extras(config.additional_config, setup)
+    install(config, setup)
     return AsyncLLM.from_vllm_config(config, stat_loggers=[counters.logger], disable_log_stats=True)
