@@ -12,6 +12,7 @@ from bench.runner_ways import BATCH_TOKENS, CHAIN, CONTEXT, KV_BYTES, PAGE, SEQU
 from bench.tables import markdown, quartiles, rounded
 
 _SERVER = "the server itself"
+_LEAST_MS = 0.0005  # what takes less in all rows has no column
 
 
 def costs_markdown(costs: Costs) -> list[str]:
@@ -34,13 +35,13 @@ def costs_markdown(costs: Costs) -> list[str]:
             [[name, quartiles(own.ready_s, 1), quartiles(own.answered_s, 1)] for name, own in costs.starts.items()],
         ),
         "",
-        "Time of all cores per token, by process; more processes than one work side by side.",
+        "Time of the processor per token, by process, in ms; processes work side by side.",
         "",
-        *markdown(("at once", "", "process", "ms per token"), list(_shares(costs, "processor_ms"))),
+        *_shares({load: {way: one.processor_ms for way, one in own.items()} for load, own in costs.timings.items()}),
         "",
-        "Time that the torch runner's steps take per token, by part.",
+        "Steps of the torch runner's engine, by part, in ms per token; those of vLLM's engine do not say it.",
         "",
-        *markdown(("at once", "", "part", "ms per token"), list(_shares(costs, "step_ms"))),
+        *_shares({load: {way: one.step_ms for way, one in own.items()} for load, own in costs.timings.items()}),
         "",
         *claims.table(costs.claims),
     ]
@@ -94,14 +95,20 @@ def _rows(costs: Costs) -> Iterator[list[str]]:
             ]
 
 
-def _shares(costs: Costs, field: str) -> Iterator[list[str]]:
-    """A row for each that takes any time."""
-    for at_once, timings in costs.timings.items():
-        for way, timing in timings.items():
-            shares: list[dict[str, float]] = getattr(timing, field)
-            for name, ms in _medians(shares).items():
-                if ms >= 0.001:
-                    yield [str(at_once), way, name or _SERVER, f"{ms:.3f}"]
+def _shares(shares: Mapping[int, Mapping[str, Sequence[Mapping[str, float]]]]) -> list[str]:
+    """A table with a row for each load and way (load -> way -> by round, ms by name), and a column for each name."""
+    medians = {(load, way): _medians(own) for load, ways in shares.items() for way, own in ways.items() if any(own)}
+    names = [name for name in dict.fromkeys(n for own in medians.values() for n in own) if _counts(medians, name)]
+    rows = [
+        [str(load), way, *(f"{own[name]:.3f}" if name in own else "-" for name in names)]
+        for (load, way), own in medians.items()
+    ]
+    return markdown(("at once", "", *(name or _SERVER for name in names)), rows)
+
+
+def _counts(medians: Mapping[Any, Mapping[str, float]], name: str) -> bool:
+    """Whether anything takes any time under this name."""
+    return any(own.get(name, 0.0) >= _LEAST_MS for own in medians.values())
 
 
 def _medians(shares: Sequence[Mapping[str, float]]) -> dict[str, float]:

