@@ -6,9 +6,11 @@ need not be an idle process. Ratios are within a round, in which every way has i
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import httpx
 from tokenizers import Tokenizer
@@ -16,6 +18,7 @@ from tokenizers import Tokenizer
 from bench.claims import Claim
 from bench.held_out import source_prompts
 from bench.progress import Begin, Done
+from bench.runner_profile import Hot, hottest, sampled
 from bench.runner_ways import CHAIN, OURS, TORCH, VLLM, WAYS, Rig, Way
 from bench.server_process import HttpServer, metrics
 from bench.stream_load import Load, LoadFailed, ask
@@ -72,6 +75,7 @@ class Costs:
     conditions: str
     timings: dict[int, dict[str, Timing]] = field(default_factory=dict)  # at once -> way
     starts: dict[str, Start] = field(default_factory=dict)  # by server
+    profiles: dict[tuple[int, str], list[Hot]] = field(default_factory=dict)  # by load and way, where asked for
     claims: list[Claim] = field(default_factory=list)
 
     def faster(self, at_once: int, way: str) -> list[float]:
@@ -108,6 +112,10 @@ class Measuring:
                     for way in WAYS[::-1] if round_ % 2 else WAYS:
                         self._round(servers[way.server], way, at_once, round_, timings[way.name])
                         done()
+            if self._rig.profiles is not None:
+                for at_once, way in itertools.product(size.loads, WAYS):
+                    path = self._rig.profiles / f"runners-{way.slug}-{at_once}.txt"
+                    costs.profiles[at_once, way.name] = self._profile(servers[way.server], way, at_once, path)
         costs.claims = [*greedy, *claims(costs)]
         return costs
 
@@ -161,6 +169,14 @@ class Measuring:
             timing.first_s.append(load.first_s)
             timing.processor_ms.append(processor_ms)
             timing.step_ms.append(step_ms)
+
+    def _profile(self, server: HttpServer, way: Way, at_once: int, path: Path) -> list[Hot]:
+        """One more load, which is not timed. Raises NoProfiler, or RuntimeError where py-spy fails."""
+        prompts = self._prompts(f"profile {way.slug} {at_once}", self._size.loads[at_once])
+        pid = server.group.root.pid
+        with _running(server), sampled(pid, path):
+            self._ask(server, way, at_once, prompts, self._size.tokens)
+        return hottest(path.read_text(), pid)
 
     def _prompts(self, name: str, count: int) -> list[str]:
         """Held-out source behind a line of its own, without which caches would know some of it already."""

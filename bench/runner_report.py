@@ -43,7 +43,23 @@ def costs_markdown(costs: Costs) -> list[str]:
         "",
         *_shares({load: {way: one.step_ms for way, one in own.items()} for load, own in costs.timings.items()}),
         "",
+        *(_profiles(costs) if costs.profiles else []),
         *claims.table(costs.claims),
+    ]
+
+
+def _profiles(costs: Costs) -> list[str]:
+    rows = [
+        [str(load), way, one.process or _SERVER, f"`{one.function}`", f"{100 * one.own:.1f}", f"{100 * one.below:.1f}"]
+        for (load, way), profile in costs.profiles.items()
+        for one in profile
+    ]
+    return [
+        "Functions in which most time is spent, of Python's stacks as py-spy samples them: shares of the samples of "
+        "all processes of the server, in which the function itself was at work or called what was.",
+        "",
+        *markdown(("at once", "", "process", "function", "itself, %", "with what it calls, %"), rows),
+        "",
     ]
 
 
@@ -73,6 +89,10 @@ def costs_json(costs: Costs) -> dict[str, Any]:
             name: {"ready_s": rounded(own.ready_s, 3), "answered_s": rounded(own.answered_s, 3)}
             for name, own in costs.starts.items()
         },
+        "profiles": [
+            {"at_once": load, "way": way, "functions": [vars(one) for one in profile]}
+            for (load, way), profile in costs.profiles.items()
+        ],
         "claims": [claim.as_json() for claim in costs.claims],
     }
 

@@ -7,8 +7,10 @@ server's own default.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from bench.interpreters import versions
@@ -36,6 +38,7 @@ class Rig:
 
     starters: Starters
     conditions: str  # in words
+    profiles: Path | None = None  # folder for samples of stacks; None: nothing is profiled
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,11 @@ class Way:
     server: str
     fields: Mapping[str, Any] = field(default_factory=dict)
     seeded: bool = False  # every request has a seed of its own
+
+    @property
+    def slug(self) -> str:
+        """For names of files."""
+        return "-".join(re.findall(r"\w+", self.name.lower()))
 
     def body(self, prompt: str, tokens: int, number: int, temperature: float = 1.0) -> dict[str, Any]:
         """A completion of so many tokens. Without a seed vLLM draws itself; temperature 0 is greedy."""
@@ -109,7 +117,7 @@ def torch_arguments(threads: int) -> list[str]:
     ]
 
 
-def rig(vllm_python: str, torch_python: str, threads: int) -> Rig:
+def rig(vllm_python: str, torch_python: str, threads: int, profiles: Path | None = None) -> Rig:
     """All servers on CPU, with so many threads for the model; vLLM's are bound to the last of the cores. Raises
     NoInterpreter."""
     bound = ",".join(map(str, sorted(os.sched_getaffinity(0))[-threads:]))
@@ -140,4 +148,5 @@ def rig(vllm_python: str, torch_python: str, threads: int) -> Rig:
             TORCH: lambda: ours(torch_python, torch_arguments(threads)),
         },
         conditions,
+        profiles,
     )

@@ -473,6 +473,9 @@ def bench_runners(
     ] = None,
     output: Annotated[Path | None, typer.Option(help="also write Markdown, JSON and a PNG to this folder")] = None,
     quick: Annotated[bool, typer.Option(help="a few minutes, most of them starts; one round says little")] = False,
+    profile: Annotated[
+        bool, typer.Option(help="afterwards also say where time goes, with py-spy; stacks go to --output")
+    ] = False,
     threads: Annotated[int, typer.Option(min=1, help=_help("threads"))] = 1,
 ) -> None:
     """What the runners cost beside vLLM's own server, through HTTP with the embedded model on CPU.
@@ -484,13 +487,15 @@ def bench_runners(
     \b
     drafthouse bench runners --vllm-python .venv-vllm/bin/python --output results
     """
+    if profile and output is None:
+        fail("--profile needs --output")
     _quiet_libraries()
     from bench.claims import Violated
     from bench.figures import NoFigures
     from bench.runners import main as run_bench
 
     try:
-        run_bench(output, quick, threads, vllm_python, torch_python)
+        run_bench(output, quick, threads, vllm_python, torch_python, profile)
     except Violated as error:
         fail(f"does not hold: {error}", status=1)
     except (NoFigures, OSError, RuntimeError) as error:

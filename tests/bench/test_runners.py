@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -11,9 +13,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from bench import claims, figures, interpreters, runner_costs, runner_figures, runner_report, runners
+from bench import claims, figures, interpreters, runner_costs, runner_figures, runner_profile, runner_report, runners
 from bench.process_group import ProcessGroup
 from bench.runner_costs import Costs, Size, Start, Timing
+from bench.runner_profile import Hot
 from bench.runner_ways import CHAIN, OURS, TORCH, VLLM, WAYS, Rig, torch_arguments
 from bench.server_process import HttpServer, ServerProcess
 from bench.stream_load import LoadFailed, ask
@@ -148,6 +151,32 @@ def test_reports_and_picture_by_hand(tmp_path: Path) -> None:
     assert (tmp_path / "picture.png").stat().st_size > 10_000
 
 
+def test_hottest_by_hand() -> None:
+    """Nested processes, as py-spy writes them; recursion counts once."""
+    stacks = """process 7:"/bin/python -m server.cli";main (cli.py);poll (loop.py) 2
+process 7:"/bin/python -m server.cli";main (cli.py);main (cli.py);send (loop.py) 1
+process 7:"/bin/python -m server.cli";process 9:"VLLM::Worker";run (worker.py);forward (model.py) 6
+process 7:"/bin/python -m server.cli";process 9:"VLLM::Worker";run (worker.py) 1
+"""
+    assert runner_profile.hottest(stacks, 7) == [
+        Hot("VLLM::Worker", "forward (model.py)", 0.6, 0.6),
+        Hot("VLLM::Worker", "run (worker.py)", 0.1, 0.7),
+        Hot("", "poll (loop.py)", 0.2, 0.2),
+        Hot("", "send (loop.py)", 0.1, 0.1),
+    ]
+
+
+@pytest.mark.skipif(shutil.which("py-spy") is None, reason="py-spy is not installed")
+def test_a_profile_of_a_program(tmp_path: Path) -> None:
+    (tmp_path / "busy.py").write_text("def busy():\n    while True:\n        pass\n\n\nbusy()\n")
+    with subprocess.Popen([sys.executable, str(tmp_path / "busy.py")]) as program:
+        with runner_profile.sampled(program.pid, tmp_path / "stacks.txt"):
+            time.sleep(0.5)
+        program.kill()
+    first, *_ = runner_profile.hottest((tmp_path / "stacks.txt").read_text(), program.pid)
+    assert first.function.startswith("busy") and first.own > 0.5 and first.process == ""
+
+
 def test_quartiles() -> None:
     assert quartiles([1.0, 2.0, 3.0, 4.0, 100.0], 1) == "3.0 (2.0..4.0)" and quartiles([7.0], 0) == "7 (7..7)"
 
@@ -184,8 +213,12 @@ def test_a_run_with_the_torch_runner_everywhere() -> None:
 
 def test_without_what_it_needs_nothing_is_measured(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     with pytest.raises(interpreters.NoInterpreter):
-        runners.main(None, True, 1, str(tmp_path / "python"), None)
+        runners.main(None, True, 1, str(tmp_path / "python"))
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     with pytest.raises(figures.NoFigures):
-        runners.main(tmp_path / "new", True, 1, None, None)
+        runners.main(tmp_path / "new", True, 1)
     assert not (tmp_path / "new").exists()
+    monkeypatch.undo()
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(runner_profile.NoProfiler):
+        runners.main(None, True, 1, profile=True)
