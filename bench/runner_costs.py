@@ -37,7 +37,7 @@ _STEP_PART = 'drafthouse_step_seconds{part="'
 class Size:
     """How much is asked."""
 
-    loads: Mapping[int, int] = field(default_factory=lambda: {1: 4, 8: 16, 32: 64})  # at once -> requests of a round
+    loads: Mapping[int, int] = field(default_factory=lambda: {1: 8, 8: 16, 32: 64})  # at once -> requests of a round
     tokens: int = 96  # of each
     rounds: int = 7
     starts: int = 2

@@ -1,14 +1,16 @@
 """Where the time of a server's processes goes: py-spy samples their stacks while a load runs.
 
-py-spy is a program of its own (`pip install py-spy`); nothing of it is imported.
+py-spy is a program of its own (an extra, `drafthouse[bench]`); nothing of it is imported.
 """
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import signal
 import subprocess
+import sys
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,10 +38,11 @@ class Hot:
 
 
 def require() -> str:
-    """py-spy's path. Raises NoProfiler."""
-    found = shutil.which("py-spy")
+    """Path of py-spy, of this environment or of the shell's. Raises NoProfiler."""
+    own = str(Path(sys.executable).parent)
+    found = shutil.which("py-spy", path=os.pathsep.join([own, os.environ.get("PATH", "")]))
     if found is None:
-        raise NoProfiler("the profile needs py-spy: pip install py-spy")
+        raise NoProfiler("the profile needs py-spy: pip install 'drafthouse[bench]'")
     return found
 
 
@@ -60,7 +63,7 @@ def sampled(pid: int, path: Path) -> Iterator[None]:
             yield
         finally:
             profiler.send_signal(signal.SIGINT)
-            said += profiler.communicate(timeout=_PATIENCE_S)[0]
+            said.append(profiler.communicate(timeout=_PATIENCE_S)[0])
     if profiler.returncode:
         raise RuntimeError("py-spy failed: " + "".join(said).strip())
 

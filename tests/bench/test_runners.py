@@ -220,5 +220,6 @@ def test_without_what_it_needs_nothing_is_measured(monkeypatch: pytest.MonkeyPat
     assert not (tmp_path / "new").exists()
     monkeypatch.undo()
     monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
     with pytest.raises(runner_profile.NoProfiler):
         runners.main(None, True, 1, profile=True)
