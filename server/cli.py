@@ -490,6 +490,8 @@ def bench_runners(
     if profile and output is None:
         fail("--profile needs --output")
     _quiet_libraries()
+    import httpx
+
     from bench.claims import Violated
     from bench.figures import NoFigures
     from bench.runners import main as run_bench
@@ -498,7 +500,7 @@ def bench_runners(
         run_bench(output, quick, threads, vllm_python, torch_python, profile)
     except Violated as error:
         fail(f"does not hold: {error}", status=1)
-    except (NoFigures, OSError, RuntimeError) as error:
+    except (NoFigures, OSError, RuntimeError, httpx.HTTPError) as error:
         fail(str(error))
 
 
