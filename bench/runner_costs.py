@@ -129,7 +129,9 @@ class Measuring:
                     server = once.enter_context(self._rig.starters[name]())
                     costs.starts[name].ready_s.append(server.ready_s)
                     asked = server.age_s
-                    costs.starts[name].answered_s.append(asked + self._ask(server, WAYS[0], 1, ["def "], 2, 0.0).first_s)
+                    costs.starts[name].answered_s.append(
+                        asked + self._ask(server, WAYS[0], 1, ["def "], 2, 0.0).first_s
+                    )
                     if number == self._size.starts - 1:
                         server.group.pause()
                         servers[name] = server

@@ -20,7 +20,10 @@ from pathlib import Path
 _RATE = 100  # samples per second
 _PATIENCE_S = 60.0
 _PROCESS = re.compile(r'process (\d+):"([^" ]*)')
+# py-spy takes some threads for busy that wait, for another thread, a lock, or bytes from another process
+_WAITING = re.compile(r"Condition\.wait |_worker |\w*Selector\.select |Connection\._recv |Poller\.poll |main .*tracker")
 _SHOWN = 6  # functions of a process
+_LEAST = 0.01  # share that is worth showing
 
 
 class NoProfiler(RuntimeError):
@@ -69,21 +72,24 @@ def sampled(pid: int, path: Path) -> Iterator[None]:
 
 
 def hottest(stacks: str, root: int) -> list[Hot]:
-    """The functions in which most of the time of each process is spent. root: id of the server's own process."""
+    """The functions in which most of the working time of each process is spent. root: id of the server's process."""
     own: Counter[tuple[str, str]] = Counter()
     below: Counter[tuple[str, str]] = Counter()
     for line in stacks.splitlines():
         stack, _, count = line.rpartition(" ")
         *frames, innermost = stack.split(";")
+        if _WAITING.match(innermost):
+            continue
         pid, program = _PROCESS.findall(stack)[-1]
         process = "" if int(pid) == root else Path(program).name
         functions = {frame for frame in (*frames, innermost) if not _PROCESS.match(frame)}
         own[process, innermost] += int(count)
         below.update(dict.fromkeys(((process, function) for function in functions), int(count)))
-    whole = own.total()
+    whole = max(1, own.total())
     processes = dict.fromkeys(process for (process, _), _ in own.most_common())
     return [
         Hot(process, function, count / whole, below[process, function] / whole)
         for process in processes
         for (_, function), count in Counter({key: n for key, n in own.items() if key[0] == process}).most_common(_SHOWN)
+        if count >= _LEAST * whole
     ]

@@ -56,7 +56,7 @@ def _profiles(costs: Costs) -> list[str]:
     ]
     return [
         "Functions in which most time is spent, of Python's stacks as py-spy samples them: shares of the samples of "
-        "all processes of the server, in which the function itself was at work or called what was.",
+        "all processes of the server that show work, in which the function itself was at work or called what was.",
         "",
         *markdown(("at once", "", "process", "function", "itself, %", "with what it calls, %"), rows),
         "",

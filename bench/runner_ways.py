@@ -53,7 +53,7 @@ class Way:
     @property
     def slug(self) -> str:
         """For names of files."""
-        return "-".join(re.findall(r"\w+", self.name.lower()))
+        return "-".join(re.findall(r"\w+", self.name.lower().replace("'s", "")))
 
     def body(self, prompt: str, tokens: int, number: int, temperature: float = 1.0) -> dict[str, Any]:
         """A completion of so many tokens. Without a seed vLLM draws itself; temperature 0 is greedy."""

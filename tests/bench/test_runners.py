@@ -152,11 +152,12 @@ def test_reports_and_picture_by_hand(tmp_path: Path) -> None:
 
 
 def test_hottest_by_hand() -> None:
-    """Nested processes, as py-spy writes them; recursion counts once."""
+    """Nested processes, as py-spy writes them; recursion counts once, waiting not at all."""
     stacks = """process 7:"/bin/python -m server.cli";main (cli.py);poll (loop.py) 2
 process 7:"/bin/python -m server.cli";main (cli.py);main (cli.py);send (loop.py) 1
 process 7:"/bin/python -m server.cli";process 9:"VLLM::Worker";run (worker.py);forward (model.py) 6
 process 7:"/bin/python -m server.cli";process 9:"VLLM::Worker";run (worker.py) 1
+process 7:"/bin/python -m server.cli";process 9:"VLLM::Worker";watch (worker.py);Condition.wait (threading.py:295) 9
 """
     assert runner_profile.hottest(stacks, 7) == [
         Hot("VLLM::Worker", "forward (model.py)", 0.6, 0.6),
