@@ -12,6 +12,7 @@ import statistics
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 _SOME_TEXT = re.compile(rb'"text": ?"[^"]')
@@ -78,7 +79,7 @@ async def _client(port: int, requests: Iterator[bytes], answers: list[Streamed])
     """Asks for one after the other."""
     loop = asyncio.get_running_loop()
     for request in requests:
-        transport, exchange = await loop.create_connection(lambda data=request: _Exchange(data), "127.0.0.1", port)
+        transport, exchange = await loop.create_connection(partial(_Exchange, request), "127.0.0.1", port)
         try:
             await exchange.ended
         finally:

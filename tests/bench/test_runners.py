@@ -7,7 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import httpx
@@ -83,9 +83,10 @@ def test_a_group_stands_still_and_ends_as_a_whole() -> None:
     assert group.root.poll() is not None and group.processor_seconds() == {}
 
 
-def wait(condition: object, seconds: float = 20.0) -> None:
+def wait(condition: Callable[[], bool], seconds: float = 20.0) -> None:
+    """Until the condition holds."""
     deadline = time.monotonic() + seconds
-    while not condition():  # type: ignore[operator]
+    while not condition():
         assert time.monotonic() < deadline, "timed out"
         time.sleep(0.02)
 
