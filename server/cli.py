@@ -466,10 +466,11 @@ def bench_spec(
 @bench.command("runners")
 def bench_runners(
     vllm_python: Annotated[
-        str | None, typer.Option(help="Python with vLLM [this one if it has it, else .venv-vllm]", show_default=False)
+        str | None,
+        typer.Option(help="Python with vLLM; default: this one if it has it, else .venv-vllm", show_default=False),
     ] = None,
     torch_python: Annotated[
-        str | None, typer.Option(help="Python for the torch runner [this one]", show_default=False)
+        str | None, typer.Option(help="Python for the torch runner; default: this one", show_default=False)
     ] = None,
     output: Annotated[Path | None, typer.Option(help="also write Markdown, JSON and a PNG to this folder")] = None,
     quick: Annotated[bool, typer.Option(help="a few minutes, most of them starts; one round says little")] = False,
