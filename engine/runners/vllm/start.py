@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +17,7 @@ from engine.settings import SettingsError
 if TYPE_CHECKING:
     from vllm.config import VllmConfig
 
+log = logging.getLogger(__name__)
 ADAPTERS = {  # by whether vLLM's second generation of processors is live
     False: "engine.runners.vllm.v1_adapter:V1Adapter",
     True: "engine.runners.vllm.v2_adapter:V2Adapter",
@@ -31,8 +33,21 @@ def configured(arguments: Mapping[str, Any]) -> VllmConfig:
     return AsyncEngineArgs(**{**usual, **arguments}).create_engine_config()
 
 
+def reaches_elsewhere(config: VllmConfig) -> bool:
+    """Whether some of the engine's processes may be on other machines, out of reach of a socket or of memory of this
+    one. Ray may place them anywhere."""
+    parallel = config.parallel_config
+    local = parallel.data_parallel_size_local == parallel.data_parallel_size
+    return parallel.use_ray or parallel.data_parallel_backend == "ray" or parallel.nnodes > 1 or not local
+
+
 def started(config: VllmConfig, setup: ProcessorSetup, counters: Counters) -> AsyncLLM:
     """The running engine, about a minute later."""
+    if reaches_elsewhere(config):
+        log.warning(
+            "vLLM may use other machines: a choice that its samplers cannot go on with ends the engine there; programs "
+            "are refused"
+        )
     config.model_config.logits_processors = [ADAPTERS[config.use_v2_model_runner]]
     config.additional_config = Extras(config.additional_config, setup)
     return AsyncLLM.from_vllm_config(config, stat_loggers=[counters.logger], disable_log_stats=True)
