@@ -120,7 +120,7 @@ def test_they_are_those_over_a_plain_function(desk: Desk) -> None:
 
 CHAINS: list[dict[str, Any]] = [
     {"sampler": ["eager"], "presence_penalty": 0.7},
-    {"sampler": [{"name": "eager", "theta": 0.8}, "xtc"], "temperature": 0.9, "xtc_threshold": 0.2},
+    {"sampler": [{"name": "eager", "theta": 0.8}, "xtc"], "temperature": 0.9},
     {"sampler": [{"name": "tree", "rollout": "sample", "parallel": 2}, "min_p"], "draw": "gumbel"},
     {"sampler": ["priority"], "repetition_penalty": 1.4, "logit_bias": {"2": 1.0}},
     {"sampler": ["beam", {"name": "no_repeat_ngram", "no_repeat_ngram_size": 2}]},

@@ -81,7 +81,7 @@ class ActiveProgram:
         self._states: dict[Branch, _States] = {}
         self._created = 0  # branches
         self._computing = 0  # rows in vLLM
-        self._prompt_known = False  # what vLLM says of the prompt has been delivered, or asked for
+        self._prompt_known = False  # vLLM has been asked about the prompt
         self._over = False
         self._task = asyncio.ensure_future(self._decode())
 
@@ -194,7 +194,7 @@ class ActiveProgram:
         known = max(found.num_cached_tokens or 0, len(request.prompt_ids))
         self._run.computed += len(found.prompt_token_ids) - known
         if first:
-            self._say(prompt_output(request, found))
+            self._delivery.hold(prompt_output(request, found))
 
     async def _ask(self, prompt: TokensInput, params: SamplingParams, key: str) -> RequestOutput | None:
         """vLLM's only output; the row has been written when it comes. None: vLLM has given the request up."""
@@ -207,7 +207,7 @@ class ActiveProgram:
         return found[-1] if found else None
 
     def _say(self, output: Output) -> None:
-        if output.deltas or output.prompt_scores or output.cached_tokens:
+        if output.deltas:
             self._delivery.put(output)
 
     def _end(self, output: Output) -> None:

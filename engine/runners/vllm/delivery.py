@@ -17,9 +17,13 @@ class Delivery:
         self._held = Output()
         self._delivered_at = 0.0  # time.monotonic of the last delivery; 0: nothing has been delivered
 
+    def hold(self, output: Output) -> None:
+        """It comes with the next one."""
+        self._held.absorb(output)
+
     def put(self, output: Output, now: bool = False) -> None:
         """Deliver an output with all that is held, or hold it too. now: there is no later one to wait for."""
-        self._held.absorb(output)
+        self.hold(output)
         at = time.monotonic()
         if now or not self._delivered_at or at - self._delivered_at >= self._interval_s:
             self._delivered_at = at
