@@ -25,7 +25,7 @@ def config(**options: Any) -> ServeConfig:
 
 def serve(**options: Any) -> Live:
     """A server that `stop` ends, its engine included."""
-    live = start(build_state(config(max_model_len=512, presets=PRESETS, **options)))
+    live = start(build_state(config(**({"max_model_len": 512, "presets": PRESETS} | options))))
     stop_http = live.stop
 
     def stop() -> None:

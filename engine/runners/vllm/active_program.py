@@ -80,15 +80,14 @@ class ActiveProgram:
         self._arrived = time.time()  # its rows queue as if they had all come with it
         self._states: dict[Branch, _States] = {}
         self._created = 0  # branches
-        self._computing = 0  # rows in vLLM
         self._prompt_known = False  # vLLM has been asked about the prompt
         self._over = False
         self._task = asyncio.ensure_future(self._decode())
 
     @property
     def unfinished(self) -> int:
-        """Rows that vLLM has not computed; 1 while the program thinks."""
-        return 0 if self._over else max(1, self._computing)
+        """Requests: 1, then 0."""
+        return 1 - self._over
 
     def abort(self, choice: int | None = None) -> None:
         """End the request; what it has had by then is delivered. A program ends single choices itself, at stop strings
@@ -198,12 +197,8 @@ class ActiveProgram:
 
     async def _ask(self, prompt: TokensInput, params: SamplingParams, key: str) -> RequestOutput | None:
         """vLLM's only output; the row has been written when it comes. None: vLLM has given the request up."""
-        self._computing += 1
-        try:
-            async with aclosing(self._llm.generate(prompt, params, key, priority=self._request.priority)) as outputs:
-                found = [one async for one in outputs]
-        finally:
-            self._computing -= 1
+        async with aclosing(self._llm.generate(prompt, params, key, priority=self._request.priority)) as outputs:
+            found = [one async for one in outputs]
         return found[-1] if found else None
 
     def _say(self, output: Output) -> None:

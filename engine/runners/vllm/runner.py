@@ -139,9 +139,11 @@ class VllmRunner:
         return Health(True)
 
     def stats(self) -> Stats:
-        """Its requests are choices, and rows of programs, which is what vLLM queues."""
-        unfinished = sum(active.unfinished for active in self._active.values())
-        return self._counters.stats(unfinished, self._pages, self._slots)
+        """Its requests are choices, which is what vLLM queues, and those that programs decode."""
+        active = self._active.values()
+        choices = sum(one.unfinished for one in active if isinstance(one, ActiveRequest))
+        programs = sum(one.unfinished for one in active if isinstance(one, ActiveProgram))
+        return self._counters.stats(choices, programs, self._pages, self._slots)
 
     async def close(self, grace_s: float = 30.0) -> None:
         self._closing = True
