@@ -25,7 +25,8 @@ def parallel(request: pytest.FixtureRequest) -> Iterator[Live]:
 
 def test_tokens_are_those_of_one_process(raw: httpx.Client, parallel: Live) -> None:
     with httpx.Client(base_url=parallel.url, timeout=60) as other:
-        for fields in ({"seed": 3}, {"temperature": 0}, {"seed": 3, "n": 4, "sampler": ["min_p", "dry"]}):
+        chain = {"seed": 3, "n": 4, "sampler": ["min_p", "dry"]}
+        for fields in ({"seed": 3}, {"temperature": 0}, chain, {"sampler": "priority", "n": 3}):
             assert ids(other, **fields) == ids(raw, **fields)
         error = refused(other, max_tokens=4, seed=1, allowed_token_ids=[40], bad_words=["C"])
         assert error["code"] == "constraint_unsatisfiable"

@@ -68,7 +68,8 @@ def test_a_client_that_leaves_leaves_nothing(vllm_server: Live, raw: httpx.Clien
     body = {"model": "drafthouse-tiny", "prompt": PROMPT, "n": 4, "max_tokens": 400, "ignore_eos": True}
     for item in ("priority", "eager"):
         with raw.stream("POST", "/v1/completions", json=body | {"sampler": item, "stream": True}) as response:
-            next(response.iter_lines())
+            lines = response.iter_lines()  # closes the response when it is forgotten
+            assert next(lines).startswith("data: ")
             assert vllm_server.runner.stats().requests_running == 1
         released(vllm_server)
     with pytest.raises(httpx.ReadTimeout):
