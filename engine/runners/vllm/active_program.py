@@ -72,7 +72,8 @@ class ActiveProgram:
         rows: RowInbox,
         thread: Executor,
     ) -> None:
-        """Starts the program. thread: one thread for all programs, which need not be told from each other there."""
+        """Starts the program. thread: one for all programs of a runner, so that what they call need not be prepared for
+        several; the event loop goes on meanwhile."""
         self.mailbox = Mailbox()
         self._request, self._run, self._llm = request, run, llm
         self._reports, self._rows, self._thread = reports, rows, thread
