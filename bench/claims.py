@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import statistics
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,10 +35,18 @@ class Claim:
         return cls(text, measured, _VIOLATED if exceptions else "holds")
 
     @classmethod
-    def of_ratio(cls, text: str, ratios: Sequence[float], least: float) -> Claim:
-        """A target for the median of repeated measurements."""
-        met = statistics.median(ratios) >= least
-        return cls(f"{text}: at least {least:g}", spread(ratios, 2), "met" if met else "missed")
+    def of_ratio(
+        cls,
+        text: str,
+        ratios: Sequence[float],
+        least: float = -math.inf,
+        most: float = math.inf,
+        show: Callable[[Sequence[float], int], str] = spread,
+    ) -> Claim:
+        """A target for the median of repeated measurements: `least` or `most`."""
+        met = least <= statistics.median(ratios) <= most
+        target = f"at most {most:g}" if math.isfinite(most) else f"at least {least:g}"
+        return cls(f"{text}: {target}", show(ratios, 2), "met" if met else "missed")
 
     @classmethod
     def of_target(cls, text: str, figure: Figure, least: float, measured: str) -> Claim:

@@ -321,7 +321,7 @@ def main() -> None:
         report = soak(url, _pid_of(url), given.requests, given.concurrency, given.seed)
     else:
         with ServerProcess("--kv-bytes", str(KV_BYTES)) as server:
-            report = soak(server.url, server.process.pid, given.requests, given.concurrency, given.seed)
+            report = soak(server.url, server.group.root.pid, given.requests, given.concurrency, given.seed)
     _show(report)
     sys.exit(0 if report.passed else 1)
 

@@ -13,11 +13,10 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from engine.pages import Pages
-from engine.request import DecodeRequest, TokenScore
+from engine.request import TokenScore
 from engine.scheduler import Work
 from engine.sequence import Sequence
 from samplers.model_facts import ModelFacts
-from samplers.programs.rows import Rows
 from samplers.rng import Noise
 from samplers.trace import TokenTrace
 from spec_decode.acceptance import Verified
@@ -112,10 +111,6 @@ class Executor(Protocol):
 
     def noise(self, sequences: Many[Sequence]) -> Noise:
         """The random numbers of these sequences at the positions they draw for next."""
-        ...
-
-    def gather(self, request: DecodeRequest, rows: list[Row]) -> Rows:
-        """The rows of a program's branches in one piece, in this order."""
         ...
 
     def mend(self, sequence: Sequence) -> set[int]:

@@ -219,8 +219,8 @@ class EngineLoop:
         for work in works:
             sequence = work.sequence
             self._computed(sequence, work.count)
-            if sequence.active.family is not None:
-                sequence.active.family.computed += max(0, min(work.count, sequence.computed - sequence.prompt_length))
+            if (family := sequence.active.family) is not None:
+                family.run.computed += max(0, min(work.count, sequence.computed - sequence.prompt_length))
             self._scheduler.fork_followers(work)
         for sequence, first, scores in result.prompt_scores:
             known = sequence.active.prompt_scores

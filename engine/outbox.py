@@ -31,11 +31,7 @@ class Outbox:
 
     def delta(self, active: ActiveRequest, choice: int) -> Delta:
         """The part of the request's open output that belongs to this choice."""
-        deltas = self.output(active).deltas
-        delta = deltas.get(choice)
-        if delta is None:
-            delta = deltas[choice] = Delta(choice)
-        return delta
+        return self.output(active).delta(choice)
 
     def end(self, active: ActiveRequest) -> None:
         """The open output is the request's last."""

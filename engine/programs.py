@@ -5,23 +5,15 @@ A program that raises ends its own request only. Owned by the engine thread.
 
 from __future__ import annotations
 
-import dataclasses
-import logging
 from collections.abc import Callable
 
 from engine.executor import Executor, Row
 from engine.family import Family
 from engine.outbox import Outbox
-from engine.request import Finish, FinishReason
+from engine.request import Finish, FinishReason, Output
 from engine.scheduler import Scheduler
 from engine.sequence import ActiveRequest, Sequence
 from samplers.failures import CONSTRAINT_UNSATISFIABLE
-from samplers.programs.branch import DEAD_END
-from samplers.programs.contract import ProgramError
-
-log = logging.getLogger(__name__)
-_FAILED = Finish(FinishReason.ERROR, None, "internal_error", "the program failed")
-_NOTHING = Finish(FinishReason.ERROR, None, CONSTRAINT_UNSATISFIABLE, "nothing satisfies what the request asks for")
 
 
 class Programs:
@@ -55,7 +47,7 @@ class Programs:
         for row in rows:
             family, failure = row.sequence.active.family, row.failure
             assert family is not None
-            if family.over:
+            if family.run.over:
                 continue  # another row of this step has ended it
             if failure is not None and failure.code != CONSTRAINT_UNSATISFIABLE:  # an empty row is no fault
                 self.finish(row.sequence.active, Finish(FinishReason.ERROR, None, failure.code, failure.message))
@@ -69,62 +61,35 @@ class Programs:
         """End the choices that the program has not ended, and the request; harmless when repeated."""
         family = active.family
         assert family is not None
-        if family.over:
-            return
-        for choice in set(range(active.request.n)) - family.ended:
-            self._outbox.delta(active, choice).finish = finish
-        self._close(active, family, whole=False)
+        if not family.run.over:
+            self._close(active, family, family.run.finish(finish))
 
     def _advance(self, active: ActiveRequest, family: Family) -> None:
         """Let a program use its rows, book what it says and queue what it asks for."""
         try:
-            turn = family.advance(lambda rows: self._executor.gather(active.request, rows))
-        except ProgramError as error:
-            self._tell(active, family)
-            self.finish(active, Finish(FinishReason.ERROR, None, error.code, str(error), impossible=True))
+            family.advance()
+        except Exception as error:
+            self._book(active, family)
+            self._close(active, family, family.run.fail(error))
             return
-        except Exception:
-            log.exception("request %s: the program '%s' failed", active.request.id, family.name)
-            self._tell(active, family)
-            self.finish(active, _FAILED)
-            return
-        self._tell(active, family)
-        for sequence in turn.released:
+        self._book(active, family)
+        for sequence in family.released:
             self._release(sequence)
             active.sequences.remove(sequence)
-        for sequence in turn.asked:
+        for sequence in family.asked:
             self._scheduler.ask(sequence)
-        if turn.ended:
-            self._ended(active, family)
+        if not family.asked:
+            self._close(active, family, family.run.end())
 
-    def _tell(self, active: ActiveRequest, family: Family) -> None:
+    def _book(self, active: ActiveRequest, family: Family) -> None:
         """Pass on what the program has said about its choices."""
-        for shown in family.said():
-            delta = self._outbox.delta(active, shown.choice)
-            for token in shown.tokens:
-                delta.token_ids.append(token.id)
-                delta.logprobs.append(token.logprob)
-                if token.score is not None:
-                    delta.scores.append(token.score)
-            self.generated_tokens += len(shown.tokens)
-            if shown.end is DEAD_END:
-                delta.finish = dataclasses.replace(_NOTHING, details=shown.details)
-            elif shown.end is not None:
-                delta.finish = Finish(FinishReason(shown.end.reason), shown.end.token, details=shown.details)
+        said = family.run.said()
+        if said.deltas:
+            self.generated_tokens += sum(len(delta.token_ids) for delta in said.deltas.values())
+            self._outbox.output(active).absorb(said)
 
-    def _ended(self, active: ActiveRequest, family: Family) -> None:
-        """The program has returned: choices it has not begun do not exist."""
-        if not family.begun:
-            self.finish(active, _NOTHING)
-        elif family.begun != family.ended or family.ended != set(range(len(family.ended))):
-            log.error("the program '%s' began %s and ended %s", family.name, sorted(family.begun), sorted(family.ended))
-            self.finish(active, _FAILED)
-        else:
-            self._outbox.output(active).absent = active.request.n - len(family.ended)
-            self._close(active, family, whole=True)
-
-    def _close(self, active: ActiveRequest, family: Family, whole: bool) -> None:
-        self._outbox.output(active).report = family.report(whole)
+    def _close(self, active: ActiveRequest, family: Family, last: Output) -> None:
+        self._outbox.output(active).absorb(last)
         for sequence in active.sequences:
             self._release(sequence)
         family.close()

@@ -123,6 +123,13 @@ class Output:
     absent: int = 0  # choices, the last ones, that a program did not find
     report: Mapping[str, Any] | None = None  # what a program says about the whole request, when it has ended
 
+    def delta(self, choice: int) -> Delta:
+        """The part that belongs to this choice."""
+        delta = self.deltas.get(choice)
+        if delta is None:
+            delta = self.deltas[choice] = Delta(choice)
+        return delta
+
     def absorb(self, later: Output) -> None:
         """Merge a later output into this one."""
         for choice, delta in later.deltas.items():

@@ -33,7 +33,8 @@ NOTHING = Verified((), ())
 REST_DRAWN, REST_LOOKED_UP = 31, 5
 TOGETHER = 8  # many requests that rest begin again at once, at the latest in every 8th step
 THINKING_RATE = 0.1  # of what has changed, this much is taken over
-STALE_S = 0.1  # that totals may be old while steps are run
+STALE_S = 0.5  # that totals may be old while steps are run
+MEASURED = 2  # of so many steps without drafts one is timed for the cost model; those with drafts all are
 
 
 @dataclass
@@ -41,8 +42,8 @@ class _Use:
     """A source that a sequence is drafted for by."""
 
     source: str
+    told: int  # tokens of the text that its drafter knows
     seen: int = 0  # tokens of the text when it last made a draft
-    behind: list[int] = field(default_factory=list)  # tokens that its drafter has not been told yet
     rest: int = 0  # steps until its drafts are thought of again
     fruitless: int = 0  # times in a row that nothing has come of it
 
@@ -51,18 +52,20 @@ class _Use:
 class _Speculating:
     """A sequence that is drafted for."""
 
+    sequence: Sequence
     request: SpecRequest
     slot: int  # under which its drafters and the controller know it
     uses: list[_Use]
     candidate: Candidate | None = None  # of this step
-    statistics: dict[str, SpecStatistics] = field(default_factory=dict)  # by the source of a step's draft
+    steps: int = 0  # without a draft
+    emitted: int = 0  # tokens in them
+    drafted: dict[str, SpecStatistics] = field(default_factory=dict)  # steps with one, by its source
 
-    def count(self, verified: Verified, emitted: int) -> None:
-        """A step; one without a draft belongs to the only source there is, or to none."""
-        source = self.request.draft if self.candidate is None else self.candidate.source
-        if source not in self.statistics:
-            self.statistics[source] = SpecStatistics()
-        self.statistics[source].add(verified, emitted, source)
+    def statistics(self) -> dict[str, SpecStatistics]:
+        """By source; steps without a draft belong to the only source there is, or to none."""
+        found = {source: done.copy() for source, done in self.drafted.items()}
+        found.setdefault(self.request.draft, SpecStatistics()).add_plain(self.steps, self.emitted)
+        return found
 
 
 @dataclass
@@ -151,21 +154,24 @@ class Speculation:
         known = self._known.get(one.sequence)
         if known is None:
             return
-        verified = one.verified or NOTHING
         if known.candidate is None:
-            self._controller.advance(known.slot, len(emitted))
-        else:
-            self._controller.observe(known.candidate, verified, len(emitted))
-        known.count(verified, len(emitted))
-        for use in known.uses:
-            use.behind += emitted
-            if known.candidate is not None and use.source == known.candidate.source:  # its draft is settled now
-                self._tell(known, use)
+            known.steps += 1
+            known.emitted += len(emitted)
+            return
+        source, verified = known.candidate.source, one.verified or NOTHING
+        self._controller.observe(known.candidate, verified)
+        known.drafted.setdefault(source, SpecStatistics()).add(verified, len(emitted), source)
         known.candidate = None
+        for use in known.uses:
+            if use.source == source:  # its draft is settled now
+                self._tell(known, use)
 
     def measured(self, works: Many[Work], seconds: float) -> None:
         """What a step of these works has taken, drafting apart. Prompts cost other than drafts: nothing to learn."""
-        if self._known and all(work.count == 1 for work in works):
+        drafted = any(work.draft is not None for work in works)
+        if not self._known or not (drafted or self._steps % MEASURED == 0):
+            return
+        if all(work.count == 1 for work in works):
             context = sum(work.context for work in works) / len(works)
             self._costs.observe_verify(sum(work.rows for work in works), context, seconds, len(works))
 
@@ -193,7 +199,7 @@ class Speculation:
         if known is None:
             return None
         total = SpecStatistics()
-        for one in known.statistics.values():
+        for one in known.statistics().values():
             total.absorb(one)
         return total
 
@@ -243,12 +249,13 @@ class Speculation:
                     self._drafters.fork(source.name, first, slot, stream)
             first = slot if first is None else first
             self._controller.admit(slot)
-            self._known[sequence] = _Speculating(request, slot, [_Use(source.name) for source in request.sources])
+            uses = [_Use(source.name, told=len(sequence.tokens)) for source in request.sources]
+            self._known[sequence] = _Speculating(sequence, request, slot, uses)
 
     def _admission(self, sequence: Sequence, request: SpecRequest, source: SourceUse) -> DraftAdmission:
         asked = sequence.active.request
         return DraftAdmission(
-            tokens=sequence.tokens,
+            tokens=tuple(sequence.tokens),
             prompt_length=sequence.prompt_length,
             options=source.options,
             ending_ids=asked.eos_token_ids | asked.stop_token_ids,
@@ -299,9 +306,10 @@ class Speculation:
 
     def _tell(self, known: _Speculating, use: _Use) -> None:
         """A drafter that rests is told what has been committed when it is asked again."""
-        if use.behind:
-            self._drafters.commit(use.source, known.slot, use.behind)
-            use.behind = []
+        tokens = known.sequence.tokens
+        if use.told < len(tokens):
+            self._drafters.commit(use.source, known.slot, tokens[use.told :])
+            use.told = len(tokens)
 
     def _plan(self, work: Work, request: SpecRequest) -> DraftPlan | None:
         """None: there is no room for drafts."""
@@ -315,7 +323,8 @@ class Speculation:
         matched, fixed = 0 if tree is None else tree.matched, known.request.num_tokens is not None
         unseen = len(work.sequence.tokens) - use.seen if tree is None else 0
         alike = f"{known.request.verifier}, greedy: {work.sequence.active.request.chain.greedy}"
-        candidate = Candidate(known.slot, use.source, form, matched, fixed, unseen, alike)
+        position = work.sequence.position
+        candidate = Candidate(known.slot, use.source, form, matched, fixed, unseen, alike, position)
         return _Proposal(work, known, use, plan, candidate, tree)
 
     def _rest(self, known: _Speculating, use: _Use) -> None:
@@ -388,7 +397,7 @@ class Speculation:
 
 
 def _absorb(totals: dict[tuple[str, str], SpecStatistics], known: _Speculating) -> None:
-    for source, done in known.statistics.items():
+    for source, done in known.statistics().items():
         totals.setdefault((source, known.request.verifier), SpecStatistics()).absorb(done)
 
 

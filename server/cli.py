@@ -468,6 +468,48 @@ def bench_spec(
         fail(f"does not hold: {error}", status=1)
 
 
+@bench.command("runners")
+def bench_runners(
+    vllm_python: Annotated[
+        str | None,
+        typer.Option(help="Python with vLLM; default: this one if it has it, else .venv-vllm", show_default=False),
+    ] = None,
+    torch_python: Annotated[
+        str | None, typer.Option(help="Python for the torch runner; default: this one", show_default=False)
+    ] = None,
+    output: Annotated[Path | None, typer.Option(help="also write Markdown, JSON and a PNG to this folder")] = None,
+    quick: Annotated[bool, typer.Option(help="a few minutes, most of them starts; one round says little")] = False,
+    profile: Annotated[
+        bool, typer.Option(help="afterwards also say where time goes, with py-spy; stacks go to --output")
+    ] = False,
+    threads: Annotated[int, typer.Option(min=1, help=_help("threads"))] = 1,
+) -> None:
+    """What the runners cost beside vLLM's own server, through HTTP with the embedded model on CPU.
+
+    Throughput and time to first token of streamed requests, 1, 8 and 32 at once: vLLM's server, this one over vLLM
+    with the same arguments of the engine, with samplers of ours as well, and this one over torch; and how long each
+    takes to start. The table ends with targets and whether they are met; the status is 1 if greedy texts differ.
+
+    \b
+    drafthouse bench runners --vllm-python .venv-vllm/bin/python --output results
+    """
+    if profile and output is None:
+        fail("--profile needs --output")
+    _quiet_libraries()
+    import httpx
+
+    from bench.claims import Violated
+    from bench.figures import NoFigures
+    from bench.runners import main as run_bench
+
+    try:
+        run_bench(output, quick, threads, vllm_python, torch_python, profile)
+    except Violated as error:
+        fail(f"does not hold: {error}", status=1)
+    except (NoFigures, OSError, RuntimeError, httpx.HTTPError) as error:
+        fail(str(error))
+
+
 def _quiet_libraries() -> None:
     """Their progress bars and advice are for people who call them directly, and addresses may hold secrets."""
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

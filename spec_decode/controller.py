@@ -41,6 +41,7 @@ class Candidate:
     fixed: bool = False  # the request has said how many: all, as far as there is room
     unseen: int = 0  # tokens of the text that the source has not seen yet
     alike: str = ""  # its sort: what is expected of a request is what others of its sort have shown
+    position: int = 0  # output tokens that the request has
 
 
 @dataclass(frozen=True)
@@ -94,14 +95,9 @@ class Controller:
         """[N] the probability of each node to be accepted."""
         return self._rates(candidate).gains(candidate.form, bucket(candidate.matched))
 
-    def advance(self, request: int, tokens: int) -> None:
-        """A request has got tokens without anything having been thought about for it."""
-        self._requests[request].tokens += tokens
-
-    def observe(self, candidate: Candidate, verified: Verified, tokens: int) -> None:
-        """What became of a request in a step: of its draft, perhaps an empty one, and how many tokens it has got."""
+    def observe(self, candidate: Candidate, verified: Verified) -> None:
+        """What became of a request's draft in a step, perhaps of an empty one."""
         request = self._requests[candidate.request]
-        request.tokens += tokens
         if verified.form:
             self._rates(candidate).add(verified, bucket(candidate.matched))
             if len(verified.path):  # a probe that succeeds is followed by another one at once
@@ -214,7 +210,7 @@ class Controller:
                 request = self._requests[candidate.request]
                 request.on[candidate.source, bucket(candidate.matched)] = bool(nodes)
                 if nodes:
-                    request.drafted_at[candidate.source] = request.tokens
+                    request.drafted_at[candidate.source] = candidate.position
 
     def _probe(self, candidates: Sequence[Candidate], chosen: Sequence[list[int]], load: Load) -> None:
         """Give requests that do without drafts a small one, those first that have waited longest, as far as there is
@@ -237,14 +233,14 @@ class Controller:
             self._wanted_s = 0.0
             self._credit_s -= cost_s
             self._requests[candidate.request].probed = True
-            self._requests[candidate.request].drafted_at[candidate.source] = self._requests[candidate.request].tokens
+            self._requests[candidate.request].drafted_at[candidate.source] = candidate.position
             chosen[at].extend(range(count))  # the beginning of a form holds the parents of its nodes
             drafting.add(candidate.source)
             rows += count
 
     def _due(self, candidates: Sequence[Candidate], chosen: Sequence[Sequence[int]]) -> Iterator[int]:
         for at, (candidate, nodes) in enumerate(zip(candidates, chosen, strict=True)):
-            waited = self._requests[candidate.request].tokens - self._drafted_at(candidate)
+            waited = candidate.position - self._drafted_at(candidate)
             if candidate.form and not candidate.fixed and not nodes and waited >= PROBE_EVERY:
                 yield at
 
@@ -263,11 +259,10 @@ class Controller:
 
 @dataclass
 class _Request:
-    tokens: int = 0  # output so far
     probed: bool = False  # what is drafted in this step is a probe
     acceptance: dict[str, RequestAcceptance] = field(default_factory=dict)  # by source
     on: dict[tuple[str, int], bool] = field(default_factory=dict)  # by source and bucket, whether it was drafted for
-    drafted_at: dict[str, float] = field(default_factory=dict)  # by source, tokens when it was; -inf: probe it at once
+    drafted_at: dict[str, float] = field(default_factory=dict)  # by source, position where it was; -inf: probe at once
 
 
 @dataclass(frozen=True)

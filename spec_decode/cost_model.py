@@ -124,6 +124,8 @@ class CostModel:
         elif rows == plain:
             self._plain.observe(rows, seconds)
         else:
+            if seconds < float(self._plain.seconds(plain)):  # without drafts it would not have taken longer
+                self._plain.observe(plain, seconds)
             alone = seconds - float(self._plain.seconds(plain)) + float(latency.seconds(1))
             self._judging_s += latency.observe(rows - plain + 1, alone, self._judging_s)
             self._judging_s = max(self._judging_s, _LEAST * float(self._plain.seconds(1)))

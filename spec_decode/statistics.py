@@ -13,7 +13,7 @@ from spec_decode.tree_forms import depths
 
 @dataclass
 class SpecStatistics:
-    """Steps without drafts count as well: they emit one token."""
+    """Steps without drafts count as well: they emit one token, or none where it failed."""
 
     steps: int = 0
     drafted: int = 0  # nodes
@@ -27,13 +27,13 @@ class SpecStatistics:
     accepted_by: Counter[str] = field(default_factory=Counter)  # source -> accepted nodes
 
     def add(self, verified: Verified, emitted: int, source: str) -> None:
-        """One step. emitted: tokens that went into the output, fewer than accepted ones and one where it ended;
-        source: of its draft, which may be empty."""
+        """A step with a draft, which may have come out empty. emitted: tokens that went into the output, fewer than
+        accepted ones and one where it ended; source: of the draft."""
+        if not verified.form:
+            self.add_plain(1, emitted)
+            return
         self.steps += 1
         self.emitted += emitted
-        if not verified.form:
-            self.sizes[0] += 1
-            return
         deepest = max(depths(verified.form))
         self.drafted += len(verified.form)
         self.accepted += len(verified.path)
@@ -43,6 +43,13 @@ class SpecStatistics:
         self.reached.update(range(1, deepest + 1))
         self.passed.update(range(1, len(verified.path) + 1))
         self.sizes[deepest] += 1
+
+    def add_plain(self, steps: int, emitted: int) -> None:
+        """So many steps without drafts, and the tokens that they gave."""
+        self.steps += steps
+        self.emitted += emitted
+        if steps:
+            self.sizes[0] += steps
 
     def absorb(self, other: SpecStatistics) -> None:
         """Of another choice."""

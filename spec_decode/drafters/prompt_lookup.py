@@ -38,6 +38,8 @@ class PromptLookup(BaseSource):
 class LookedUp:
     """One request's drafts. Each new token costs one entry per length."""
 
+    remembers = False
+
     def __init__(self, admission: DraftAdmission) -> None:
         options = admission.options
         self._lengths = range(options["max"], options["min"] - 1, -1)

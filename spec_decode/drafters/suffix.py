@@ -52,6 +52,7 @@ class SuffixDrafts:
         self._prompt_length = admission.prompt_length
         self._tenant = admission.tenant if options["scope"] == "tenant" else None
         self._tenants, self._clock = tenants, clock
+        self.remembers = self._tenant is not None
 
     def commit(self, tokens: Sequence[int]) -> None:
         self._tokens += tokens

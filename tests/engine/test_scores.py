@@ -10,8 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from engine.runners.torch import scores
-from engine.runners.torch.scores import token_scores
+from engine import scores
+from engine.scores import token_scores
 
 values = st.one_of(st.integers(-3, 3).map(float), st.floats(-5, 5, width=32), st.just(-math.inf))
 

@@ -32,7 +32,7 @@ def teach(controller: Controller, request: int, accepted: int, rejected: int, ro
     candidate = Candidate(request, "drafter", chain(1))
     for _ in range(rounds):
         for path in [[0]] * accepted + [[]] * rejected:
-            controller.observe(candidate, Verified(chain(1), path), 1)
+            controller.observe(candidate, Verified(chain(1), path))
 
 
 def simple(batch: int, depth: int = 8) -> list[Candidate]:
@@ -141,7 +141,7 @@ def test_of_two_sources_the_one_that_pays_more_is_taken(batch: int) -> None:
         for _ in range(40):
             for own, accepted in [(one, drawn_paths) for one in drawn] + [(one, found_paths) for one in found]:
                 size = len(own.form)
-                controller.observe(own, Verified(chain(size), range(min(size, accepted))), 1)
+                controller.observe(own, Verified(chain(size), range(min(size, accepted))))
 
     teach_both(8, 0)
     nodes = controller.choose([*drawn, *found], load(batch)).nodes
@@ -176,7 +176,7 @@ def test_other_sorts_of_requests_say_nothing() -> None:
     for request in range(30):
         controller.admit(request)
         for _ in range(4):
-            controller.observe(Candidate(request, "drafter", chain(1), alike="match"), Verified(chain(1), []), 1)
+            controller.observe(Candidate(request, "drafter", chain(1), alike="match"), Verified(chain(1), []))
     for request, alike in ((100, "match"), (101, "block")):
         controller.admit(request)
         gain = controller.gains(Candidate(request, "drafter", chain(1), alike=alike))[0]
@@ -214,7 +214,7 @@ class Traffic:
 
     def __post_init__(self) -> None:
         self.rng = np.random.default_rng(7)
-        self.tokens = np.zeros(len(self.alpha))
+        self.tokens = [0] * len(self.alpha)
         self.seconds = 0.0
         for request in range(len(self.alpha)):
             self.controller.admit(request)
@@ -226,23 +226,24 @@ class Traffic:
     def step(self) -> list[int]:
         """Chosen lengths."""
         candidates = simple(self.batch, self.depth)
+        candidates = [replace(one, position=self.tokens[one.request]) for one in candidates]
         sizes = [len(nodes) for nodes in self.controller.choose(candidates, load(self.batch)).nodes]
         for candidate, size, alpha in zip(candidates, sizes, self.alpha, strict=True):
             accepted = 0
             while accepted < size and self.rng.random() < alpha:
                 accepted += 1
-            self.controller.observe(candidate, Verified(chain(size), range(accepted)), accepted + 1)
+            self.controller.observe(candidate, Verified(chain(size), range(accepted)))
             self.tokens[candidate.request] += accepted + 1
         self.seconds += self.verify(self.batch + sum(sizes)) + self.draft * max(sizes)
         return sizes
 
     def run(self, steps: int) -> float:
         """Tokens per second relative to plain decoding."""
-        tokens, seconds = self.tokens.sum(), self.seconds
+        tokens, seconds = sum(self.tokens), self.seconds
         for _ in range(steps):
             self.step()
         plain = self.batch / self.verify(self.batch)
-        return float((self.tokens.sum() - tokens) / (self.seconds - seconds) / plain)
+        return float((sum(self.tokens) - tokens) / (self.seconds - seconds) / plain)
 
 
 def traffic(verify: Cost, draft: float, alpha: list[float]) -> Traffic:
@@ -298,9 +299,10 @@ def test_probes_need_room() -> None:
     [one] = simple(1)
     for room, probes in ((1, 0), (2, 4)):
         chosen = []
-        for _ in range(100):
-            chosen += controller.choose([one], load(1, room)).nodes
-            controller.observe(one, Verified((), []), 1)
+        for position in range(100):
+            at = replace(one, position=position)
+            chosen += controller.choose([at], load(1, room)).nodes
+            controller.observe(at, Verified((), []))
         assert sum(map(len, chosen)) == probes
 
 

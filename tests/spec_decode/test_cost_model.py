@@ -64,8 +64,9 @@ def test_drafts_add_to_a_step_of_many_requests_what_they_add_to_a_step_of_one() 
         costs.observe_verify(20, 100, 10.0, 16)
     assert costs.verify([16, 20], 100, 16) == pytest.approx([6.0, 10.0], rel=1e-3)
     for _ in range(60):
-        costs.observe_verify(20, 100, 1.0, 16)  # faster than without drafts: nothing gains time
-    assert costs.verify(20, 100, 16) == pytest.approx(costs.verify(16, 100, 16), rel=0.02)
+        costs.observe_verify(20, 100, 1.0, 16)  # faster than without drafts: those would have been as fast
+    without, drafts = costs.verify([16, 20], 100, 16)
+    assert without == pytest.approx(1.0, rel=0.02) and without < drafts < 1.25
 
 
 def test_what_any_drafts_cost_is_learnt_for_all_of_them() -> None:
@@ -83,3 +84,14 @@ def test_a_source_reads_a_text_before_it_guesses() -> None:
     costs = CostModel({}, {"draft_model": DraftCost(Latency({1: 0.1, 2: 0.1}), True, token_s=0.01)})
     assert costs.first_look("draft_model", 50) == pytest.approx(0.5)
     assert costs.first_look("suffix", 50) == 0.0
+
+
+def test_steps_with_drafts_say_when_those_without_are_thought_too_slow() -> None:
+    """Else drafts would seem free for as long as every step has some."""
+    rows = {1: 1.0, 16: 2.5}
+    costs = CostModel({100: Latency(rows)}, {}, Latency({1: 1.0, 16: 4.0}))
+    for _ in range(30):
+        costs.observe_verify(16, 100, 200.0, 16)
+    for _ in range(60):
+        costs.observe_verify(20, 100, 6.0, 16)
+    assert costs.verify(16, 100, 16) < 6.1

@@ -74,7 +74,14 @@ def test_the_tokens_are_those_of_plain_decoding(value: dict[str, Any]) -> None:
         plans = [spec.plan(depth_limit(left[request], 1000, 16)) for request in going]
         trees = drafter.propose(going, plans, NO_NOISE)
         candidates = [
-            Candidate(request, spec.draft, tuple(tree.parents.tolist()), tree.matched, spec.num_tokens is not None)
+            Candidate(
+                request,
+                spec.draft,
+                tuple(tree.parents.tolist()),
+                tree.matched,
+                spec.num_tokens is not None,
+                position=len(texts[request]) - 2,
+            )
             for request, tree in zip(going, trees, strict=True)
         ]
         chosen = controller.choose(candidates, Load(len(going), len(going), 100.0, 64)).nodes
@@ -89,7 +96,7 @@ def test_the_tokens_are_those_of_plain_decoding(value: dict[str, Any]) -> None:
             assert max(depths(form), default=0) < left[candidate.request]
             path = verdict.path[at, : verdict.n_acc[at]].tolist()
             tokens = [*tree.tokens[path].tolist(), int(verdict.next_token[at])]
-            controller.observe(candidate, Verified(form, path), len(tokens))
+            controller.observe(candidate, Verified(form, path))
             drafter.commit(candidate.request, tokens)
             texts[candidate.request] += tokens
     assert texts == {request: plain(request) for request in range(REQUESTS)}

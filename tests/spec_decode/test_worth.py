@@ -8,10 +8,12 @@ import pytest
 from spec_decode.worth import BLOCK, EVERY, FEW, Worth
 
 
-def run(worth: Worth, steps: int, requests: int, thinking: tuple[float, float], seed: int = 0) -> float:
+def run(
+    worth: Worth, steps: int, requests: int, thinking: tuple[float, float], seed: int = 0, slower: float = 1.0
+) -> float:
     """Tokens per second relative to steps without thinking, which give a token per request in a second.
 
-    thinking: (tokens per request, seconds) of a step with it.
+    thinking: (tokens per request, seconds) of a step with it; slower: the machine, so many times.
     """
     rng = np.random.default_rng(seed)
     tokens = seconds = 0.0
@@ -19,7 +21,7 @@ def run(worth: Worth, steps: int, requests: int, thinking: tuple[float, float], 
         thought = worth.thinks(requests)
         each, took = thinking if thought else (1.0, 1.0)
         given, took = requests * each * rng.uniform(0.5, 1.5), took * rng.uniform(0.8, 1.2)
-        worth.observe(requests, thought, round(given), took)
+        worth.observe(requests, thought, round(given), slower * took)
         tokens, seconds = tokens + given, seconds + took
     return tokens / seconds / requests
 
@@ -69,3 +71,17 @@ def test_a_step_that_was_held_up_says_nothing() -> None:
     run(worth, 20 * BLOCK, 8, (1.0, 1.25))
     worth.observe(8, False, 8, 1000.0)
     assert run(worth, 20 * BLOCK, 8, (1.0, 1.25)) > 0.97
+
+
+@pytest.mark.parametrize("slower", [1.5, 40.0])
+@pytest.mark.parametrize("blocks", [3, 10, 17])
+@pytest.mark.parametrize("thinking", [(1.0, 1.25), (1.5, 1.2)])
+def test_a_machine_that_was_slow_for_a_while_says_nothing(
+    slower: float, blocks: int, thinking: tuple[float, float]
+) -> None:
+    ideal = max(1.0, thinking[0] / thinking[1])
+    for steps in (1, 8, 80, 100, 200, 260):  # it begins and ends anywhere
+        worth = Worth()
+        run(worth, 20 * BLOCK + steps, 8, thinking)
+        run(worth, blocks * BLOCK + steps, 8, thinking, slower=slower)
+        assert run(worth, 40 * BLOCK, 8, thinking) > 0.95 * ideal

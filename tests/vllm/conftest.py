@@ -7,7 +7,9 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
-from tests.server.live import Live
+from server.config import ServeConfig
+from server.launch import build_state
+from tests.server.live import Live, start
 from tests.vllm.engine_process import INSTALLED, serve
 
 
@@ -24,3 +26,12 @@ def vllm_server() -> Iterator[Live]:
 def raw(vllm_server: Live) -> Iterator[httpx.Client]:
     with httpx.Client(base_url=vllm_server.url, timeout=60) as raw:
         yield raw
+
+
+@pytest.fixture(scope="session")
+def torch_raw() -> Iterator[httpx.Client]:
+    """The same model in the torch runner."""
+    live = start(build_state(ServeConfig(max_model_len=512, threads=1, spec_max_len=0)))
+    with httpx.Client(base_url=live.url, timeout=60) as raw:
+        yield raw
+    live.stop()

@@ -80,7 +80,7 @@ def _flags(*arguments: str) -> list[str]:
 
 def serve(**options: Any) -> Live:
     """A server that `stop` ends, its engine included."""
-    live = start(build_state(config(max_model_len=512, presets=PRESETS, **options)))
+    live = start(build_state(config(**({"max_model_len": 512, "presets": PRESETS} | options))))
     stop_http = live.stop
 
     def stop() -> None:

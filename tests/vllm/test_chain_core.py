@@ -14,7 +14,10 @@ from engine.runners.vllm.chain_core import ChainCore
 from engine.runners.vllm.choice import Choice
 from engine.runners.vllm.extras import ProcessorSetup
 from engine.runners.vllm.reports import Report
+from engine.runners.vllm.row_block import LogitRow, Place
 from samplers.model_facts import NO_FACTS
+from samplers.programs.branch import Branch, Limits
+from samplers.rng import Stream
 from samplers.stack import SamplerStack
 from tests.vllm.requests import decode_request
 
@@ -29,9 +32,16 @@ class Sent(list[Report]):
         self.append(report)
 
 
-def core(slots: int = 8) -> tuple[ChainCore, Sent]:
+class Written(dict[Place, LogitRow]):
+    """Takes rows."""
+
+    def write(self, place: Place, raw: Tensor, shaped: Tensor, drawn: int) -> None:
+        self[place] = LogitRow(raw.clone(), shaped.clone(), drawn)
+
+
+def core(slots: int = 8, block: Any = None) -> tuple[ChainCore, Sent]:
     sent: Any = Sent()
-    return ChainCore(ProcessorSetup(NO_FACTS, VOCAB, slots, "unused"), CPU, sent), sent
+    return ChainCore(ProcessorSetup(NO_FACTS, VOCAB, slots, "unused"), CPU, sent, block), sent
 
 
 def rows(count: int, seed: int = 0, width: int = VOCAB) -> Tensor:
@@ -174,3 +184,55 @@ def test_parameters_that_a_sampler_cannot_take_fail_their_choice() -> None:
     own.draw(logits, {0: (own.seat(bad, one.prompt_ids, []), [])})
     assert torch.equal(logits, before)
     assert [one.code for one in sent] == ["internal_error"]
+
+
+def behind(request: DecodeRequest, ids: list[int], place: Place) -> Choice:
+    """The row behind a branch of these tokens."""
+    branch = Branch(Limits(20), Stream(request.seed, request.first_choice), [])
+    branch.ids.extend(ids)
+    return Choice.behind(request, branch, request.chain, f"{request.id}/0.0", place)
+
+
+def test_rows_behind_branches_are_written_whole() -> None:
+    written = Written()
+    own, _ = core(block=written)
+    one, other = request_of({"temperature": 0.5, "min_p": 0.1}), request_of()
+    logits = rows(2, width=VOCAB + 3)
+    before = logits.clone()
+    choice = behind(one, [4, 5], Place(6, 7))
+    seated = {
+        0: (own.seat(Choice.of(other, 0), other.prompt_ids, []), []),
+        1: (own.seat(choice, [*one.prompt_ids, 4, 5], []), []),
+    }
+    own.draw(logits, seated)
+    assert list(written) == [(6, 7)]
+    row = written[Place(6, 7)]
+    assert torch.equal(row.raw, before[1, :VOCAB]) and row.drawn == token_of(logits[1])
+    kept = row.shaped > -torch.inf
+    assert 1 <= kept.sum() < VOCAB
+    assert torch.allclose(row.shaped[kept].softmax(0), (row.raw[kept] / 0.5).softmax(0), atol=1e-6)
+
+
+def test_an_empty_row_is_written_without_a_token() -> None:
+    written = Written()
+    own, sent = core(block=written)
+    one = request_of({"allowed_token_ids": [3]})
+    logits = rows(1)
+    logits[0, 3] = -torch.inf
+    own.draw(logits, {0: (own.seat(behind(one, [], Place(0, 1)), one.prompt_ids, []), [])})
+    assert written[Place(0, 1)].drawn == -1
+    assert [report.code for report in sent] == ["constraint_unsatisfiable"]
+
+
+def test_states_follow_a_branch_that_grows() -> None:
+    """Also those that do not follow from its tokens."""
+    one = request_of({"sampler": ["mirostat"], "presence_penalty": 1.5})
+    written = Written()
+    own, _ = core(block=written)
+    ids: list[int] = []
+    for step in range(5):
+        logits = rows(4, step)[:1]
+        place = Place(0, step + 1)
+        own.draw(logits, {0: (own.seat(behind(one, ids, place), [*one.prompt_ids, *ids], []), [])})
+        ids.append(written[place].drawn)
+    assert ids == expected(one, 0, 5)

@@ -9,7 +9,10 @@ from typing import Any
 import pytest
 
 from engine.runners.vllm.choice import Choice
+from engine.runners.vllm.row_block import Place
 from samplers.contract import SamplerError
+from samplers.programs.branch import Branch, Limits, Token
+from samplers.rng import Stream, child
 from tests.vllm.requests import decode_request
 
 CHAINS: list[dict[str, Any]] = [
@@ -44,3 +47,14 @@ def test_an_unknown_sampler_is_named() -> None:
     packed["drafthouse"]["stages"][0][0] = "no_such"
     with pytest.raises(SamplerError, match="no_such"):
         Choice.unpack(packed, 4096)
+
+
+def test_a_branch_brings_its_random_numbers_and_a_place() -> None:
+    request = decode_request({"repetition_penalty": 1.2}, n=3, seed=5, first_choice=2)
+    root = Branch(Limits(9), Stream(request.seed, request.first_choice), [])
+    branch = root.push(Token(8, 0.0, 0.0)).fork(1).push(Token(9, 0.0, 0.0))
+    sent = Choice.behind(request, branch, request.chain, "a/1.0", Place(3, 4))
+    arrived = Choice.unpack(json.loads(json.dumps(sent.pack())), 4096)
+    assert arrived == replace(sent, chain=replace(sent.chain, neutral=()))
+    assert arrived is not None and arrived.place == Place(3, 4) and arrived.begun == (8, 9)
+    assert (arrived.seed, arrived.number) == child(root.stream, 1, 1) != root.stream

@@ -29,7 +29,8 @@ WAYS: dict[str, dict[str, Any]] = {
 
 def agrees(raw: httpx.Client, other: httpx.Client) -> None:
     """Requests of all sorts have the same tokens, and what the processor reports arrives."""
-    for fields in ({"seed": 3}, {"temperature": 0}, {"seed": 3, "n": 4, "sampler": ["min_p", "dry"]}):
+    chain = {"seed": 3, "n": 4, "sampler": ["min_p", "dry"]}
+    for fields in ({"seed": 3}, {"temperature": 0}, chain):
         assert ids(other, **fields) == ids(raw, **fields)
     error = refused(other, max_tokens=4, seed=1, allowed_token_ids=[40], bad_words=["C"])
     assert error["code"] == "constraint_unsatisfiable"
@@ -54,6 +55,8 @@ def other(parallel: Live) -> Iterator[httpx.Client]:
 
 def test_tokens_are_those_of_one_process(raw: httpx.Client, other: httpx.Client) -> None:
     agrees(raw, other)
+    program: dict[str, Any] = {"sampler": "priority", "n": 3}
+    assert ids(other, **program) == ids(raw, **program)
 
 
 def test_the_next_turn_finds_the_last_one_cached(other: httpx.Client) -> None:

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import httpx
 import pytest
 
-from server.config import ServeConfig
-from server.launch import build_state
-from tests.server.live import Live, start
+from tests.server.live import Live
 from tests.vllm.engine_process import config
 
 pytestmark = pytest.mark.slow
@@ -36,14 +33,6 @@ def refused(raw: httpx.Client, **fields: Any) -> dict[str, Any]:
     response = raw.post("/v1/completions", json={"model": "drafthouse-tiny", "prompt": PROMPT} | fields)
     assert response.status_code == 400, response.text
     return dict(response.json()["error"])
-
-
-@pytest.fixture(scope="module")
-def torch_raw() -> Iterator[httpx.Client]:
-    live = start(build_state(ServeConfig(max_model_len=512, threads=1, spec_max_len=0)))
-    with httpx.Client(base_url=live.url, timeout=60) as raw:
-        yield raw
-    live.stop()
 
 
 SEEDED: dict[str, dict[str, Any]] = {
@@ -162,9 +151,7 @@ def test_a_client_that_leaves_ends_its_request(vllm_server: Live, raw: httpx.Cli
 @pytest.mark.parametrize(
     ("fields", "param"),
     [
-        ({"sampler": "priority"}, "sampler"),
-        ({"sampler": "eager"}, "sampler"),
-        ({"use_beam_search": True, "n": 2}, "sampler"),
+        ({"sampler": "superposed"}, "sampler"),
         ({"spec_decode": {"draft": "suffix"}}, "spec_decode"),
         ({"logprobs": 1, "logprobs_mode": "processed"}, "logprobs_mode"),
         ({"logprobs": 1, "logprob_token_ids": [4]}, "logprob_token_ids"),

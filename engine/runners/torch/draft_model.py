@@ -93,15 +93,6 @@ class DraftModel:
     @torch.inference_mode()
     def admit(self, slot: int, admission: DraftAdmission) -> None:
         self.free(slot)
-        self._stack.admit(
-            slot,
-            self._as_they_are if admission.chain is None else admission.chain,
-            seed=admission.stream.key,
-            choice=admission.stream.choice,
-            prompt_ids=admission.tokens[: admission.prompt_length],
-            output_ids=admission.tokens[admission.prompt_length :],
-            ending_ids=admission.ending_ids,
-        )
         self._slots[slot] = DraftSlot(self.model, admission)
 
     @torch.inference_mode()
@@ -111,20 +102,21 @@ class DraftModel:
     @torch.inference_mode()
     def fork(self, parent: int, child: int, stream: Stream) -> None:
         self.free(child)
-        self._stack.fork(parent, child, seed=stream.key, choice=stream.choice)
-        self._slots[child] = self._slots[parent].fork()
+        self._slots[child] = self._slots[parent].fork(stream)
 
     def free(self, slot: int, keep: bool = False) -> None:
         """Harmless for a slot that nobody has."""
         known = self._slots.pop(slot, None)
         if known is not None:
             known.release()
-            self._stack.free(slot)
+            if known.sampled:
+                self._stack.free(slot)
 
     @torch.inference_mode()
     def propose(self, slots: Sequence[int], plans: Sequence[DraftPlan], noise: Noise) -> list[DraftTree]:
         for slot in slots:
             self._slots[slot] = self._slots.pop(slot)
+            self._prepare(slot)
         try:
             return self._propose(slots, plans, noise)
         except Exception as error:
@@ -170,6 +162,21 @@ class DraftModel:
             for one in members:
                 trees[one.at] = one.tree.finish(q)
         return trees
+
+    def _prepare(self, slot: int) -> None:
+        """Of requests that are never drafted for the samplers need not know: none of theirs remembers anything."""
+        known = self._slots[slot]
+        if not known.sampled:
+            admission, known.sampled = known.admission, True
+            self._stack.admit(
+                slot,
+                self._as_they_are if admission.chain is None else admission.chain,
+                seed=admission.stream.key,
+                choice=admission.stream.choice,
+                prompt_ids=admission.tokens[: admission.prompt_length],
+                output_ids=admission.tokens[admission.prompt_length :],
+                ending_ids=admission.ending_ids,
+            )
 
     def _share_prompts(self, slots: Sequence[int]) -> None:
         """Choices of one prompt compute it once, when the first of them are drafted for."""

@@ -5,12 +5,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import copy
+from dataclasses import replace
 
 import numpy as np
 
 from engine.pages import Branch
 from engine.runners.torch.packing import Chunk
 from engine.runners.torch.paged_model import PagedModel
+from samplers.rng import Stream
 from spec_decode.contract import DraftAdmission
 from spec_decode.drafters.growing_tree import ROOT, GrowingTree
 
@@ -25,6 +27,7 @@ class DraftSlot:
         self.tokens = list(admission.tokens)
         self.family = object()  # of all choices of one prompt
         self.computed = 0  # leading tokens whose KV is cached
+        self.sampled = False  # the samplers know of it
         self._model = model
         self._branch = model.pages.new_branch(expected=len(self.tokens) + _ANSWER)
         self._tree: GrowingTree | None = None  # what was drafted last, while its rows are worth something
@@ -45,9 +48,10 @@ class DraftSlot:
         """Runs of slots [start, stop) that hold the committed tokens and the scratch rows."""
         return self._model.pages.runs(self._branch, 0, self._branch.length)
 
-    def fork(self) -> DraftSlot:
+    def fork(self, stream: Stream) -> DraftSlot:
         self.forget_draft()
         child = copy(self)
+        child.admission, child.sampled = replace(self.admission, stream=stream), False
         child.tokens = self.tokens.copy()
         child._branch = self._model.pages.fork(self._branch)
         return child

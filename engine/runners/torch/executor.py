@@ -21,11 +21,10 @@ from engine.runners.torch.costs import plain_costs, verify_costs
 from engine.runners.torch.loader import LoadedModel, Sizes
 from engine.runners.torch.packing import Chunk, order
 from engine.runners.torch.paged_model import PagedModel
-from engine.runners.torch.scores import candidate_scores, token_logprobs, token_scores
 from engine.runners.torch.verify_drafts import Drafted, DraftJudge
 from engine.scheduler import Work
+from engine.scores import token_logprobs, token_scores
 from engine.sequence import Sequence
-from samplers.programs.rows import Rows
 from samplers.rng import Noise
 from samplers.stack import SamplerStack
 from spec_decode.acceptance import Verified
@@ -57,7 +56,7 @@ class TorchExecutor:
         assert sequence.slot is not None
         self.stack.admit(
             sequence.slot,
-            request.chain if family is None else family.chain,
+            request.chain if family is None else family.run.chain,
             seed=sequence.stream.key,
             choice=sequence.stream.choice,
             prompt_ids=request.prompt_ids,
@@ -230,18 +229,6 @@ class TorchExecutor:
             for sequence in behind:
                 sequence.heard += 1
             behind = [sequence for sequence in behind if sequence.heard < sequence.position]
-
-    @torch.inference_mode()
-    def gather(self, request: DecodeRequest, rows: list[Row]) -> Rows:
-        """The rows of a program's branches in one piece, in this order."""
-        raw, shaped = torch.stack([row.raw for row in rows]), torch.stack([row.shaped for row in rows])
-        drawn = [-1 if row.failure is not None else row.drawn for row in rows]
-
-        def score(raw: Tensor, shaped: Tensor, ids: Tensor) -> list[list[TokenScore]]:
-            source = shaped if request.processed_logprobs else raw
-            return candidate_scores(source, ids, request.logprobs or 0, request.logprob_token_ids)
-
-        return Rows(raw, shaped, drawn, None if request.logprobs is None else score)
 
     @staticmethod
     def _scores(

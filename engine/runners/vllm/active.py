@@ -3,28 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-import logging
-import time
 from contextlib import aclosing
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from vllm.exceptions import GracefulHTTPError, VLLMClientError
 from vllm.inputs import tokens_input
-from vllm.v1.engine.exceptions import EngineDeadError
 
 from engine.mailbox import Mailbox
 from engine.request import DecodeRequest, Delta, Finish, FinishReason, Output, Watch
-from engine.runners.base import EngineFailed, Overloaded, Unsupported
 from engine.runners.vllm.choice import key_of
-from engine.runners.vllm.outputs import delta_of, prompt_scores_of
+from engine.runners.vllm.delivery import Delivery
+from engine.runners.vllm.failures import runner_error
+from engine.runners.vllm.outputs import delta_of, prompt_output
 from engine.runners.vllm.reports import ReportInbox
 from engine.runners.vllm.sampling import sampling_of
 
 if TYPE_CHECKING:
     from vllm.outputs import RequestOutput
     from vllm.v1.engine.async_llm import AsyncLLM
-
-log = logging.getLogger(__name__)
 
 
 class ActiveRequest:
@@ -35,8 +30,7 @@ class ActiveRequest:
         self.mailbox = Mailbox()
         self._request, self._native, self._llm, self._reports = request, native, llm, reports
         self._rank = rank
-        self._held = Output()  # not in the mailbox yet
-        self._delivered_at = 0.0  # time.monotonic of the last delivery; 0: nothing has been delivered
+        self._delivery = Delivery(self.mailbox, request.delivery_interval_s)
         number = request.n if request.max_tokens else 1  # a prompt is scored once
         self._running = {choice: asyncio.ensure_future(self._run(choice)) for choice in range(number)}
 
@@ -82,28 +76,16 @@ class ActiveRequest:
                     self._put(output)
                     if choice not in self._running:
                         return
-        except EngineDeadError:
-            self.fail(EngineFailed("vLLM's engine has died"))
-        except GracefulHTTPError as error:
-            self.fail(Overloaded(error.message))
-        except VLLMClientError as error:
-            self.fail(Unsupported(str(error)))
         except Exception as error:
-            log.exception("request %s failed", request.id)
-            self.fail(EngineFailed(f"vLLM failed: {type(error).__name__}"))
+            self.fail(runner_error(error, request.id))
         finally:
             self._reports.forget(key)
 
     def _read(self, found: RequestOutput, choice: int) -> Output:
         """What vLLM says; of the prompt only to the first choice, after which the others find it cached. Without tokens
         to generate vLLM's only token means nothing."""
-        request, output = self._request, Output()
-        if choice == 0:
-            output.cached_tokens = found.num_cached_tokens or 0
-        if found.prompt_logprobs and request.prompt_logprobs is not None and choice == 0:
-            positions: Any = found.prompt_logprobs[: len(request.prompt_ids)]
-            top, first = request.prompt_logprobs, request.scored_from
-            output.prompt_scores = prompt_scores_of(request.prompt_ids, positions, top, first)
+        request = self._request
+        output = prompt_output(request, found) if choice == 0 else Output()
         if request.max_tokens == 0:
             output.scored = found.finished
         else:
@@ -133,16 +115,11 @@ class ActiveRequest:
 
     def _put(self, output: Output) -> None:
         """Deliver an output now, or with later ones; it may end choices."""
-        self._held.absorb(output)
         ended = list(self._running) if output.scored else [n for n, one in output.deltas.items() if one.finish]
         for number in ended:
             task = self._running.pop(number)
             if task is not asyncio.current_task():
                 task.cancel()
-        now = time.monotonic()
-        if ended or not self._delivered_at or now - self._delivered_at >= self._request.delivery_interval_s:
-            self._delivered_at = now
-            held, self._held = self._held, Output()
-            self.mailbox.put(held)
+        self._delivery.put(output, now=bool(ended))
         if not self._running:
             self.mailbox.close()

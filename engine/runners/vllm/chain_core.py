@@ -16,6 +16,8 @@ from torch import Tensor
 from engine.runners.vllm.choice import Choice
 from engine.runners.vllm.extras import ProcessorSetup
 from engine.runners.vllm.reports import Report, ReportSender
+from engine.runners.vllm.row_block import Place, RowBlock, opened
+from samplers.sampled import Sampled
 from samplers.stack import SamplerStack
 
 log = logging.getLogger(__name__)
@@ -30,14 +32,18 @@ class ChainCore:
     """
 
     @torch.inference_mode()
-    def __init__(self, setup: ProcessorSetup, device: torch.device, reports: ReportSender) -> None:
+    def __init__(
+        self, setup: ProcessorSetup, device: torch.device, reports: ReportSender, block: RowBlock | None = None
+    ) -> None:
+        """block: where rows behind branches go; None: there are none."""
         self._vocab = setup.vocab_size
         self._stack = SamplerStack(setup.slots, setup.vocab_size, device, setup.facts)
-        self._reports = reports
+        self._reports, self._block = reports, block
         self._free = list(range(setup.slots - 1, -1, -1))
         self._slot_of: dict[str, int] = {}  # by key of the choice; the one used longest ago comes first
         self._key_of = [""] * setup.slots
         self._begun: list[Tokens] = [()] * setup.slots
+        self._places: list[Place | None] = [None] * setup.slots
         self._heard = np.zeros(setup.slots, np.int64)  # output tokens that the slot's states know of
         self._refused: dict[int, str] = {}  # slots whose parameters a sampler did not take
 
@@ -49,12 +55,14 @@ class ChainCore:
         """
         slot = self._slot_of.get(choice.key)
         output = (*choice.begun, *output_ids)
-        if slot is not None and self._heard[slot] <= len(output):
-            return slot
+        known = slot is not None and self._heard[slot] <= len(output)
         if slot is None:
             slot = self._free.pop() if self._free else self._slot_of.pop(next(iter(self._slot_of)))
             self._slot_of[choice.key] = slot
-        self._key_of[slot], self._begun[slot], self._heard[slot] = choice.key, choice.begun, len(output)
+        self._begun[slot], self._places[slot] = choice.begun, choice.place
+        if known:  # what it has not heard of it is told before it draws
+            return slot
+        self._key_of[slot], self._heard[slot] = choice.key, len(output)
         self._refused.pop(slot, None)
         try:
             self._stack.admit(
@@ -94,12 +102,14 @@ class ChainCore:
         self._catch_up(slots, outputs, positions)
         index = torch.tensor(rows, device=logits.device)
         # a copy: states keep rows until they hear which token was drawn, and these are written to below
-        sampled = self._stack.sample(logits[index, : self._vocab], slots, positions)
+        raw = logits[index, : self._vocab]
+        sampled = self._stack.sample(raw, slots, positions)
         drawn = [at for at in range(len(rows)) if at not in sampled.failures]
         chosen = torch.tensor(drawn, dtype=torch.int64, device=logits.device)
         index, tokens = index[chosen], sampled.tokens[chosen]
         logits[index] = -torch.inf
         logits[index, tokens] = 0.0
+        self._deliver(slots, raw, sampled)
         for at, (code, message) in sampled.failures.items():
             self._report(int(slots[at]), int(positions[at]), code, message)
 
@@ -108,9 +118,32 @@ class ChainCore:
         heard = self._heard
         while (behind := np.flatnonzero(heard[slots] < positions)).size:
             late = slots[behind]
-            news = [outputs[at][heard[slots[at]] - len(self._begun[slots[at]])] for at in behind]
+            news = [self._token(slots[at], outputs[at], heard[slots[at]]) for at in behind]
             self._stack.accept(late, torch.tensor(news, device=self._stack.device))
             heard[late] += 1
 
+    def _token(self, slot: int, output: Tokens, position: int) -> int:
+        """The token at an output position of a choice."""
+        begun = self._begun[slot]
+        return begun[position] if position < len(begun) else output[position - len(begun)]
+
+    def _deliver(self, slots: np.ndarray, raw: Tensor, sampled: Sampled) -> None:
+        """Write the rows that somebody waits for. raw: [R, V]."""
+        places = {at: place for at, slot in enumerate(slots) if (place := self._places[slot]) is not None}
+        if not places:
+            return
+        assert self._block is not None
+        wanted = torch.tensor(list(places), device=raw.device)
+        both = torch.stack([raw[wanted], sampled.processed[wanted]], 1).cpu()  # [rows, 2, V]
+        tokens = sampled.tokens[wanted].tolist()
+        for (at, place), (own, shaped), token in zip(places.items(), both, tokens, strict=True):
+            self._block.write(place, own, shaped, -1 if at in sampled.failures else token)
+
     def _report(self, slot: int, position: int, code: str, message: str) -> None:
         self._reports.send(Report(self._key_of[slot], position, code, message))
+
+
+def connected(setup: ProcessorSetup, device: torch.device) -> ChainCore:
+    """The core of an engine process, with its ways to the runner."""
+    block = None if setup.rows is None else opened(setup.rows, setup.row_slots, setup.vocab_size)
+    return ChainCore(setup, device, ReportSender(setup.reports), block)

@@ -1,4 +1,5 @@
-"""One choice as the logits processor knows it, and its form on the way there: vLLM's `extra_args`.
+"""One choice, or a branch of a program, as the logits processor knows it, and its form on the way there: vLLM's
+`extra_args`.
 
 The way is msgpack, so tuples arrive as lists; whoever owns a field knows how to read it.
 """
@@ -10,7 +11,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from engine.request import DecodeRequest
+from engine.runners.vllm.row_block import Place
 from samplers.chain import Chain, Item
+from samplers.programs.branch import Branch
 from samplers.registry import STAGES
 
 FIELD = "drafthouse"  # of `extra_args`
@@ -24,7 +27,7 @@ def key_of(request_id: str, choice: int) -> str:
 
 @dataclass(frozen=True)
 class Choice:
-    """What one choice is sampled with."""
+    """What one choice is sampled with, or the row behind a branch is shaped with."""
 
     key: str  # unique among those that run
     chain: Chain
@@ -34,6 +37,7 @@ class Choice:
     begun: tuple[int, ...]  # the last tokens of the prompt, which are output to the samplers
     ending_ids: frozenset[int]
     min_tokens: int
+    place: Place | None = None  # of a branch: where its row is to be written
 
     @classmethod
     def of(cls, request: DecodeRequest, choice: int) -> Choice:
@@ -47,6 +51,21 @@ class Choice:
             request.begun,
             request.eos_token_ids | request.stop_token_ids,
             request.min_tokens,
+        )
+
+    @classmethod
+    def behind(cls, request: DecodeRequest, branch: Branch, chain: Chain, key: str, place: Place) -> Choice:
+        """Of the row behind a branch. chain: of the request, or what is left of it where a program chooses itself."""
+        return cls(
+            key,
+            chain,
+            branch.stream.key,
+            branch.stream.choice,
+            request.n,
+            tuple(branch.ids),
+            request.eos_token_ids | request.stop_token_ids,
+            request.min_tokens,
+            place,
         )
 
     def pack(self) -> dict[str, Any]:
@@ -65,6 +84,7 @@ class Choice:
                 "begun": list(self.begun),
                 "ending_ids": sorted(self.ending_ids),
                 "min_tokens": self.min_tokens,
+                "place": self.place,
             }
         }
 
@@ -89,6 +109,7 @@ class Choice:
             tuple(packed["begun"]),
             frozenset(packed["ending_ids"]),
             packed["min_tokens"],
+            None if packed["place"] is None else Place(*packed["place"]),
         )
 
 

@@ -20,6 +20,8 @@ class ProcessorSetup:
     vocab_size: int  # ids below it may be drawn; rows of logits may be longer
     slots: int  # choices whose sampler states are kept
     reports: Address  # of the inbox
+    rows: str | None = None  # path of the memory of a `RowInbox`; None: no programs
+    row_slots: int = 0
 
 
 class Extras(dict[str, Any]):

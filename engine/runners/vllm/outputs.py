@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from engine.request import Delta, Finish, FinishReason, TokenScore
+from engine.request import DecodeRequest, Delta, Finish, FinishReason, Output, TokenScore
 
 if TYPE_CHECKING:
     from vllm.logprobs import Logprob
-    from vllm.outputs import CompletionOutput
+    from vllm.outputs import CompletionOutput, RequestOutput
 
 Position = dict[int, "Logprob"]  # of the token itself and of the most probable ones
 
@@ -37,6 +37,16 @@ def finish_of(output: CompletionOutput) -> Finish:
             return Finish(FinishReason.ABORT)
         case other:
             return Finish(FinishReason.ERROR, error_code="internal_error", message=f"vLLM ended the choice: {other}")
+
+
+def prompt_output(request: DecodeRequest, found: RequestOutput) -> Output:
+    """What vLLM says of the request's prompt, with which its own began."""
+    prompt = request.prompt_ids
+    output = Output(cached_tokens=min(found.num_cached_tokens or 0, len(prompt)))
+    if found.prompt_logprobs and request.prompt_logprobs is not None:
+        positions: Any = found.prompt_logprobs[: len(prompt)]
+        output.prompt_scores = prompt_scores_of(prompt, positions, request.prompt_logprobs, request.scored_from)
+    return output
 
 
 def prompt_scores_of(prompt_ids: Sequence[int], positions: Sequence[Position | None], top: int, first: int) -> list:

@@ -1,7 +1,7 @@
 """The vLLM runner: vLLM's engine, in processes of its own, behind the `Runner` contract.
 
 Every choice is a request to vLLM: it has its own parameters and ends on its own; what the choices of a prompt share is
-the prefix cache. Lives in the event loop. Importing this module imports vLLM.
+the prefix cache. So is every row that a program asks for. Lives in the event loop. Importing this module imports vLLM.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import asyncio
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,17 @@ from vllm.v1.engine.exceptions import EngineDeadError
 
 from engine.admission import Admission, QueueLimits
 from engine.generation import eos_token_ids, generation_defaults
+from engine.program_run import ProgramRun
 from engine.request import DecodeRequest, Output
 from engine.runners.base import Capability, EngineFailed, Health, Overloaded, Stats, TooLarge
 from engine.runners.vllm.active import ActiveRequest
+from engine.runners.vllm.active_program import ActiveProgram
 from engine.runners.vllm.arguments import engine_arguments
+from engine.runners.vllm.failures import DEAD
 from engine.runners.vllm.places import reports_address
 from engine.runners.vllm.ranks import Ranks
 from engine.runners.vllm.reports import ReportInbox
+from engine.runners.vllm.row_inbox import RowInbox
 from engine.runners.vllm.sampling import is_native
 from engine.runners.vllm.start import configured, setup_for, started
 from engine.runners.vllm.statistics import Counters
@@ -41,7 +46,6 @@ class VllmRunner:
     """Serves one model in vLLM's engine processes."""
 
     name = "vllm"
-    capabilities = frozenset({Capability.PROMPT_LOGPROBS})
     offer = SpecOffer(max_depth=0, trees=False)
 
     def __init__(
@@ -67,15 +71,21 @@ class VllmRunner:
         self.eos_token_ids = eos_token_ids(generation, config.model_config.hf_text_config)
         self.generation_defaults = generation_defaults(generation)
         self._folder = tempfile.TemporaryDirectory(prefix="drafthouse-")
-        self._reports = ReportInbox(reports_address(config) or str(Path(self._folder.name) / "reports"))
+        elsewhere = reports_address(config)
+        self._reports = ReportInbox(elsewhere or str(Path(self._folder.name) / "reports"))
         self._counters = Counters()
-        setup = setup_for(config, tokens, self._reports.address)
-        self.vocab_size, self.facts = setup.vocab_size, setup.facts
-        rows = config.model_config.get_vocab_size()
-        self._native = native and self.vocab_size == rows  # else vLLM might draw ids that are no tokens
         parallel = config.parallel_config
         ranks = parallel.data_parallel_size_local if parallel.local_engines_only else parallel.data_parallel_size
         self._slots = config.scheduler_config.max_num_seqs * ranks
+        rows = config.model_config.get_vocab_size()
+        self.vocab_size = rows if tokens.pieces is None else min(rows, len(tokens.pieces))
+        # rows are read from memory that vLLM's processes write to
+        self._rows = None if elsewhere is not None else RowInbox(self._slots, self.vocab_size)
+        programs = () if self._rows is None else (Capability.LOGIT_ROWS, Capability.FORK)
+        self.capabilities = frozenset({Capability.PROMPT_LOGPROBS, *programs})
+        setup = setup_for(config, tokens, self._reports.address, self._rows)
+        self.facts = setup.facts
+        self._native = native and self.vocab_size == rows  # else vLLM might draw ids that are no tokens
         self.llm = started(config, setup, self._counters)
         processor = "second" if config.use_v2_model_runner else "first"
         dtype = str(config.model_config.dtype).removeprefix("torch.")
@@ -86,7 +96,8 @@ class VllmRunner:
         if queued is None:
             queued = 64 * config.scheduler_config.max_num_batched_tokens
         self._admission = Admission(QueueLimits(settings.max_queued_requests, queued), self._slots)
-        self._active: dict[str, ActiveRequest] = {}  # by id
+        self._active: dict[str, ActiveRequest | ActiveProgram] = {}  # by id
+        self._thread = ThreadPoolExecutor(1, "programs")
         self._on_fatal = on_fatal
         self._guard: asyncio.Task[None] | None = None
         self._closing = self._closed = False
@@ -100,8 +111,7 @@ class VllmRunner:
         self._admission.enter(request)
         self._guard = self._guard or asyncio.ensure_future(self._watch_engine())
         rank = self._ranks.enter(request)
-        active = ActiveRequest(request, self._is_native(request), self.llm, self._reports, rank)
-        self._active[request.id] = active
+        active = self._active[request.id] = self._started(request, rank)
         try:
             while (output := await active.mailbox.get()) is not None:
                 self._admission.answered(request.id)
@@ -122,13 +132,15 @@ class VllmRunner:
         if self._closing:
             return Health(False, "shutting down")
         if self.llm.errored:
-            return Health(False, "vLLM's engine has died")
+            return Health(False, DEAD)
         return Health(True)
 
     def stats(self) -> Stats:
-        """Its requests are choices, which is what vLLM queues."""
-        unfinished = sum(active.unfinished for active in self._active.values())
-        return self._counters.stats(unfinished, self._pages, self._slots)
+        """Its requests are choices, which is what vLLM queues, and those that programs decode."""
+        active = self._active.values()
+        choices = sum(one.unfinished for one in active if isinstance(one, ActiveRequest))
+        programs = sum(one.unfinished for one in active if isinstance(one, ActiveProgram))
+        return self._counters.stats(choices, programs, self._pages, self._slots)
 
     async def close(self, grace_s: float = 30.0) -> None:
         self._closing = True
@@ -142,8 +154,18 @@ class VllmRunner:
         if self._guard is not None:
             self._guard.cancel()
         await asyncio.to_thread(self.llm.shutdown)
+        self._thread.shutdown(wait=False)
         self._reports.close()
+        if self._rows is not None:
+            self._rows.close()
         self._folder.cleanup()
+
+    def _started(self, request: DecodeRequest, rank: int) -> ActiveRequest | ActiveProgram:
+        if request.chain.program is None:
+            return ActiveRequest(request, self._is_native(request), self.llm, self._reports, rank)
+        assert self._rows is not None
+        run = ProgramRun(request, self.facts, self.vocab_size)
+        return ActiveProgram(request, run, self.llm, self._reports, self._rows, self._thread, rank)
 
     def _is_native(self, request: DecodeRequest) -> bool:
         return (self._native or request.max_tokens == 0) and is_native(request)
@@ -152,7 +174,7 @@ class VllmRunner:
         """vLLM says that its engine has died only to those who wait for it; a supervisor should know anyway."""
         while not self.llm.errored:
             await asyncio.sleep(_CHECK_S)
-        self._fail_all(EngineFailed("vLLM's engine has died"))
+        self._fail_all(EngineFailed(DEAD))
         if self._on_fatal is not None and not self._closing:
             self._on_fatal(EngineDeadError())
 

@@ -24,7 +24,7 @@ def is_native(request: DecodeRequest) -> bool:
     chain = request.chain
     if request.max_tokens == 0:
         return True
-    if chain.given_order or request.min_tokens:
+    if chain.program is not None or chain.given_order or request.min_tokens:
         return False
     if chain.greedy:
         return not chain.stages
@@ -51,6 +51,21 @@ def sampling_of(request: DecodeRequest, choice: int, native: bool) -> SamplingPa
         detokenize=False,
         skip_clone=True,
         **own,
+    )
+
+
+def row_sampling(choice: Choice, prompt_logprobs: int | None) -> SamplingParams:
+    """Parameters of a request for the row behind a branch: vLLM's only token means nothing. prompt_logprobs: as of a
+    request."""
+    return SamplingParams(
+        temperature=0.0,
+        max_tokens=1,
+        prompt_logprobs=prompt_logprobs,
+        ignore_eos=True,
+        output_kind=RequestOutputKind.FINAL_ONLY,
+        detokenize=False,
+        skip_clone=True,
+        extra_args=choice.pack(),
     )
 
 

@@ -12,6 +12,7 @@ from vllm.v1.engine.async_llm import AsyncLLM
 from engine.runners.vllm.extras import Extras, ProcessorSetup
 from engine.runners.vllm.places import check_places
 from engine.runners.vllm.reports import Address
+from engine.runners.vllm.row_inbox import RowInbox
 from engine.runners.vllm.statistics import Counters
 from engine.settings import SettingsError
 from samplers.model_facts import ModelFacts
@@ -42,12 +43,17 @@ def configured(arguments: Mapping[str, Any], headless: bool = False) -> VllmConf
     return config
 
 
-def setup_for(config: VllmConfig, tokens: ModelFacts, reports: Address) -> ProcessorSetup:
-    """What the processor is told, the same on every machine. tokens: what the tokenizer knows."""
-    rows = config.model_config.get_vocab_size()
-    vocab_size = rows if tokens.pieces is None else min(rows, len(tokens.pieces))
+def setup_for(
+    config: VllmConfig, tokens: ModelFacts, reports: Address, inbox: RowInbox | None = None
+) -> ProcessorSetup:
+    """What the processor is told, the same on every machine. tokens: what the tokenizer knows; inbox: where the rows of
+    programs go, on one machine only."""
+    entries = config.model_config.get_vocab_size()
+    vocab_size = entries if tokens.pieces is None else min(entries, len(tokens.pieces))
     slots = _SLOTS_PER_SEQUENCE * config.scheduler_config.max_num_seqs
-    return ProcessorSetup(ModelFacts(tokens.pieces, tokens.special_ids), vocab_size, slots, reports)
+    rows = None if inbox is None else inbox.path
+    row_slots = 0 if inbox is None else inbox.slots
+    return ProcessorSetup(ModelFacts(tokens.pieces, tokens.special_ids), vocab_size, slots, reports, rows, row_slots)
 
 
 def install(config: VllmConfig, setup: ProcessorSetup) -> None:

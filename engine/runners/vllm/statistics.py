@@ -34,19 +34,20 @@ class Counters:
             self.prompt_tokens += iteration.num_prompt_tokens
             self.preemptions += iteration.num_preempted_reqs
 
-    def stats(self, live: int, pages: int, slots: int) -> Stats:
+    def stats(self, live: int, programs: int, pages: int, slots: int) -> Stats:
         """live: choices that have not ended: vLLM's gauges are those of its last step, which may have been with more.
-        pages, slots: over all engines."""
+        programs: requests that one decodes; they run, also when vLLM has none of their rows. pages, slots: over all
+        engines."""
         latest = self._latest.values()
         running = min(live, sum(one.num_running_reqs for one in latest))
-        used = sum(one.kv_cache_usage for one in latest) / max(1, len(latest)) if live else 0.0
+        used = sum(one.kv_cache_usage for one in latest) / max(1, len(latest)) if live + programs else 0.0
         return Stats(
-            requests_running=running,
+            requests_running=running + programs,
             requests_waiting=live - running,
             kv_pages_total=pages,
             kv_pages_in_use=round(used * pages),
             slots_total=slots,
-            slots_in_use=running,
+            slots_in_use=running + programs,
             generated_tokens=self.generated_tokens,
             prompt_tokens=self.prompt_tokens,
             cached_prompt_tokens=self.cached_prompt_tokens,

@@ -12,10 +12,9 @@ from torch import Tensor
 from vllm.v1.sample.logits_processor import BatchUpdate, LogitsProcessor
 from vllm.v1.sample.logits_processor.builtin import process_dict_updates
 
-from engine.runners.vllm.chain_core import ChainCore
+from engine.runners.vllm.chain_core import connected
 from engine.runners.vllm.choice import Choice
 from engine.runners.vllm.extras import setup_of
-from engine.runners.vllm.reports import ReportSender
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
@@ -28,7 +27,7 @@ class V1Adapter(LogitsProcessor):
     def __init__(self, vllm_config: VllmConfig, device: torch.device, is_pin_memory: bool) -> None:
         setup = setup_of(vllm_config)
         self._vocab = setup.vocab_size
-        self._core = ChainCore(setup, device, ReportSender(setup.reports))
+        self._core = connected(setup, device)
         # row -> (slot, output tokens); vLLM appends to the list, so it is always the latest
         self._seated: dict[int, tuple[int, list[int]]] = {}
 

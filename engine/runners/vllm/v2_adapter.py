@@ -11,10 +11,9 @@ from typing import TYPE_CHECKING
 from torch import Tensor
 from vllm.v1.worker.gpu.sample.logits_processor import LogitsContext, LogitsProcessor, LogitsProcRequestState
 
-from engine.runners.vllm.chain_core import ChainCore
+from engine.runners.vllm.chain_core import connected
 from engine.runners.vllm.choice import Choice
 from engine.runners.vllm.extras import setup_of
-from engine.runners.vllm.reports import ReportSender
 
 if TYPE_CHECKING:
     from vllm import SamplingParams
@@ -27,7 +26,7 @@ class V2Adapter(LogitsProcessor):
     def __init__(self, vllm_config: VllmConfig, req_states: LogitsProcRequestState) -> None:
         setup = setup_of(vllm_config)
         self._vocab = setup.vocab_size
-        self._core = ChainCore(setup, req_states.device, ReportSender(setup.reports))
+        self._core = connected(setup, req_states.device)
         self._states = req_states
         self._entering: dict[int, Choice] = {}  # by vLLM's slot: their tokens are not on the device yet
         self._seated: dict[int, tuple[int, list[int]]] = {}  # vLLM's slot -> (ours, output tokens as far as read)

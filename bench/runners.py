@@ -1,0 +1,58 @@
+"""`drafthouse bench runners`: vLLM's server, ours over vLLM and ours over torch, side by side in one run."""
+
+from __future__ import annotations
+
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from bench import claims, figures, runner_costs, runner_figures, runner_profile, runner_report
+from bench.interpreters import python_with_vllm
+from bench.parts import Part
+from bench.runner_ways import rig
+from engine.runners.vllm.arguments import set_environment
+
+THREADS = 1
+PART = Part(
+    "Runners compared",
+    runner_costs.FULL,
+    runner_costs.QUICK,
+    runner_costs.Measuring,
+    runner_report.costs_markdown,
+    runner_report.costs_json,
+    runner_figures.draw_costs,
+)
+
+
+def main(
+    output: Path | None,
+    quick: bool,
+    threads: int,
+    vllm_python: str | None = None,
+    torch_python: str | None = None,
+    profile: bool = False,
+) -> None:
+    """profile: after everything else; the samples go to `output`, which has to be given.
+
+    Raises figures.NoFigures, NoInterpreter and NoProfiler before anything is measured, RuntimeError for a server that
+    fails, and claims.Violated, when everything has been written, if texts differ that have to be the same."""
+    if output is not None:
+        figures.require()
+        output.mkdir(parents=True, exist_ok=True)
+    if profile:
+        runner_profile.require()
+    of_vllm, of_torch = vllm_python or python_with_vllm(), torch_python or sys.executable
+    measured_with = rig(of_vllm, of_torch, threads, output if profile else None)
+    torch.set_num_threads(threads)
+    set_environment()
+    signal.signal(signal.SIGTERM, _leave)  # or servers would be left behind, standing still
+    options = ["--quick" * quick, "--profile" * profile, f"--threads {threads}" * (threads != THREADS)]
+    command = " ".join(["drafthouse bench runners", *filter(None, options)])
+    claims.require(PART.run("runners", measured_with, quick, command, output))
+
+
+def _leave(number: int, frame: Any) -> None:
+    sys.exit(128 + number)
