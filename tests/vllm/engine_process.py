@@ -18,7 +18,7 @@ from tests.server.live import PRESETS, Live, start
 
 INSTALLED = find_spec("vllm") is not None
 ARGUMENTS = {"gpu_memory_utilization": 0.08, "enforce_eager": True}
-START_S = 240.0  # of a server with several processes, where two cores do everything
+START_S = 400.0  # of a server with several processes, where two cores do everything
 # the same, for servers in processes of their own
 FLAGS = (
     *("--runner", "vllm", "--max-seqs", "16", "--page-size", "32", "--max-model-len", "512", "--no-replay"),

@@ -11,6 +11,7 @@ import pytest
 from tests.acceptance.process import free_port
 from tests.vllm.engine_process import INSTALLED, following, standing
 from tests.vllm.test_parallel import agrees
+from tests.vllm.test_server import refused
 
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(not INSTALLED, reason="vLLM is not installed")]
 
@@ -40,3 +41,5 @@ def test_tokens_are_those_of_one_machine(
         httpx.Client(base_url=server.url, timeout=60) as other,
     ):
         agrees(raw, other)
+        error = refused(other, max_tokens=4, sampler="priority")
+        assert error["code"] == "unsupported_by_runner"  # rows of logits come back through memory of one machine

@@ -30,7 +30,7 @@ pytestmark = [
 ]
 
 ROOT = Path(__file__).parents[2]
-START_S = 60.0
+START_S = 120.0
 NAMED = {"vllm.platform_plugins": {"cpu_for_ray": "tests.vllm.cpu_for_ray:qualified_name"}}
 
 
