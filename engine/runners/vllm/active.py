@@ -112,8 +112,8 @@ class ActiveRequest:
         position: of the delta's first token in the output.
         """
         count, finish = len(delta.token_ids), None
-        report = self._reports.of(key)
-        if report is not None and report.position < position + count:
+        report = self._reports.of(key, delta.token_ids, position)
+        if report is not None:
             count = max(0, report.position - position)
             finish = Finish(FinishReason.ERROR, error_code=report.code, message=report.message)
         ends = delta.finish is not None and finish is None  # its last token ends it anyway

@@ -34,9 +34,10 @@ class Choice:
     begun: tuple[int, ...]  # the last tokens of the prompt, which are output to the samplers
     ending_ids: frozenset[int]
     min_tokens: int
+    filtered: bool = False  # vLLM draws, from the row that the stages leave
 
     @classmethod
-    def of(cls, request: DecodeRequest, choice: int) -> Choice:
+    def of(cls, request: DecodeRequest, choice: int, filtered: bool = False) -> Choice:
         """Of a request without a program."""
         return cls(
             key_of(request.id, choice),
@@ -47,6 +48,7 @@ class Choice:
             request.begun,
             request.eos_token_ids | request.stop_token_ids,
             request.min_tokens,
+            filtered,
         )
 
     def pack(self) -> dict[str, Any]:
@@ -65,6 +67,7 @@ class Choice:
                 "begun": list(self.begun),
                 "ending_ids": sorted(self.ending_ids),
                 "min_tokens": self.min_tokens,
+                "filtered": self.filtered,
             }
         }
 
@@ -89,6 +92,7 @@ class Choice:
             tuple(packed["begun"]),
             frozenset(packed["ending_ids"]),
             packed["min_tokens"],
+            packed["filtered"],
         )
 
 

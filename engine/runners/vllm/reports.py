@@ -8,7 +8,10 @@ from __future__ import annotations
 
 import json
 import socket
+from collections.abc import Sequence
 from dataclasses import astuple, dataclass
+
+from samplers.failures import CONSTRAINT_UNSATISFIABLE
 
 _LONGEST = 2**16  # bytes
 _PATIENCE_S = 5.0  # for an inbox that is full
@@ -22,6 +25,7 @@ class Report:
     position: int  # output tokens before it, those the choice had begun with included
     code: str  # as `Finish.error_code`
     message: str
+    after: tuple[int, ...] = ()  # drafts right before the position: if other tokens came instead, it means nothing
 
 
 class ReportSender:
@@ -44,7 +48,8 @@ class ReportInbox:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
         self._socket.setblocking(False)
         self._socket.bind(path)
-        self._found: dict[str, Report] = {}  # the first one of each choice
+        self._found: dict[str, list[Report]] = {}  # by choice, in the order of their positions
+        self.masked_rows = 0  # that have ended choices: masks had left them no token
 
     def collect(self) -> None:
         """Read everything that has arrived."""
@@ -53,13 +58,18 @@ class ReportInbox:
                 data = self._socket.recv(_LONGEST)
             except BlockingIOError:
                 return
-            report = Report(*json.loads(data))
-            self._found.setdefault(report.key, report)
+            key, position, code, message, after = json.loads(data)
+            self._found.setdefault(key, []).append(Report(key, position, code, message, tuple(after)))
 
-    def of(self, key: str) -> Report | None:
-        """What was said about a choice up to its latest output."""
+    def of(self, key: str, token_ids: Sequence[int], position: int) -> Report | None:
+        """What ends a choice among its latest tokens. position: of the first of them."""
         self.collect()
-        return self._found.get(key)
+        for report in self._found.get(key, ()):
+            at = report.position - position
+            if at < len(token_ids) and tuple(token_ids[max(0, at - len(report.after)) : max(0, at)]) == report.after:
+                self.masked_rows += report.code == CONSTRAINT_UNSATISFIABLE
+                return report
+        return None
 
     def forget(self, key: str) -> None:
         """The choice has ended."""
