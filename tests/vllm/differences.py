@@ -9,7 +9,7 @@ _CHOSEN = "vLLM's first generation gives log-probabilities of chosen tokens to t
 _PROCESSED = "log-probabilities leave vLLM as the model gave them"
 
 _REASONS: Mapping[str, str] = {  # file::test, its parameters in brackets where only some differ -> reason
-    "test_extensions.py::test_c108_c109_spec_decode": "requests cannot describe speculation on this runner yet",
+    "test_extensions.py::test_c108_c109_spec_decode": "this engine does not speculate, and requests cannot make it",
     "test_logprobs.py::test_c45_finite": f"{_CHOSEN}; {_PROCESSED}",
     "test_logprobs.py::test_other_ways_to_name_tokens": _CHOSEN,
     "test_logprobs.py::test_processed_mode": _PROCESSED,
