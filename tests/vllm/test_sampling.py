@@ -114,7 +114,8 @@ def test_a_chain_leaves_nothing_to_vllm() -> None:
 
 
 def test_a_prompt_is_scored_by_the_first_choice() -> None:
-    params = sampling_of(decode_request(max_tokens=0, prompt_logprobs=2), 0, native=True)
+    fields = {"sampler": [{"name": "dry", "dry_sequence_breakers": []}]}  # which there is nobody for
+    params = sampling_of(decode_request(fields, max_tokens=0, prompt_logprobs=2), 0, native=True)
     assert (params.max_tokens, params.prompt_logprobs, params.temperature) == (1, 2, 0.0)
 
 

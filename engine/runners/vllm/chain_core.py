@@ -193,7 +193,7 @@ class ChainCore:
 
     def _go_back(self, slots: np.ndarray, positions: np.ndarray) -> None:
         """Undo what the states of slots have heard beyond these positions in this step."""
-        for slot in slots[self._heard[slots] > positions].tolist():
+        for slot in set(slots[self._heard[slots] > positions].tolist()) & self._before.keys():
             before = self._before[slot]
             self._stack.restore(slot, before.states)
             self._heard[slot] = before.heard

@@ -58,7 +58,7 @@ class VllmRunner:
         """Load a folder or hub id and start the engine, which takes about a minute.
 
         arguments: of vLLM's engine, by its names; native: vLLM may draw what needs no sampler of ours; filter_rows:
-        while it speculates, it may draw from rows that samplers of ours leave; tokens: what the tokenizer knows.
+        if so, it may draw from rows that samplers of ours leave, while it speculates; tokens: what the tokenizer knows.
         Raises SettingsError, or what vLLM raises for a model or arguments that it cannot use.
         """
         config = configured(engine_arguments(model, settings, arguments))
@@ -68,7 +68,7 @@ class VllmRunner:
         drafts = {Capability.DRAFTS} if self._speculation is not None else set()
         self.capabilities = frozenset({Capability.PROMPT_LOGPROBS, *drafts})
         self._draws_chains, self._spoils_sampling = has_processor(config), spoils_sampling(config)
-        self._filters = filter_rows and self._speculation is not None and self._draws_chains
+        self._filters = native and filter_rows and self._speculation is not None and self._draws_chains
         rows = config.model_config.get_vocab_size()
         self.max_model_len = config.model_config.max_model_len
         self.vocab_size = rows if tokens.pieces is None else min(rows, len(tokens.pieces))

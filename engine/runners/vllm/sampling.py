@@ -57,9 +57,9 @@ def sampling_of(request: DecodeRequest, choice: int, native: bool, filtered: boo
     """Parameters of one choice; with `max_tokens` 0 of a request that only scores its prompt. Only the first choice
     asks for log-probabilities of the prompt. filtered: vLLM draws from what the chain leaves."""
     if native:
-        draws = request.max_tokens > 0 and not request.chain.greedy
-        plain = {item.name: item.values[item.name] for item in request.chain.stages}
-        own: dict[str, Any] = plain if draws else {"temperature": 0.0}
+        own: dict[str, Any] = {"temperature": 0.0}
+        if request.max_tokens > 0 and not request.chain.greedy:
+            own = {item.name: item.values[item.name] for item in request.chain.stages}
     else:
         own = {"temperature": float(filtered), "extra_args": Choice.of(request, choice, filtered).pack()}
     if request.delivery_interval_s and request.watch is None:
