@@ -51,6 +51,7 @@ class _Counters:
     prompt_tokens: int = 0
     cached_prompt_tokens: int = 0
     steps: int = 0
+    masked_rows: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
 
 
@@ -227,6 +228,9 @@ class EngineLoop:
             assert known is not None
             known[first : first + len(scores)] = scores
         failures = [one for one in (*result.drawn, *result.rows) if one.failure is not None]
+        self._counters.masked_rows += sum(
+            one.failure is not None and one.failure.code == CONSTRAINT_UNSATISFIABLE for one in result.drawn
+        )
         failed = [one.sequence for one in failures if one.failure.code != CONSTRAINT_UNSATISFIABLE]
         if failed:
             self._distrust(failed)
@@ -400,6 +404,7 @@ class EngineLoop:
             cached_prompt_tokens=counters.cached_prompt_tokens,
             preemptions=scheduler.preemptions,
             steps=counters.steps,
+            masked_rows=counters.masked_rows,
             step_seconds=dict(counters.seconds),
             speculation=self._speculation.totals(),
             broken_sources=self._speculation.broken,

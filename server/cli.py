@@ -99,6 +99,7 @@ def serve(
     runner: Annotated[str | None, _option("runner")] = None,
     vllm_args: Annotated[list[str] | None, _option("vllm_args", "--vllm-arg", "--vllm-args")] = None,
     vllm_native: Annotated[bool | None, _option("vllm_native", "--vllm-native/--no-vllm-native")] = None,
+    vllm_filter_mode: Annotated[str | None, _option("vllm_filter_mode")] = None,
     headless: Annotated[bool | None, _option("headless", "--headless/--no-headless")] = None,
     device: Annotated[str | None, _option("device")] = None,
     dtype: Annotated[str | None, _option("dtype")] = None,

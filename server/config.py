@@ -68,6 +68,9 @@ class ServeConfig(BaseModel):
     vllm_native: bool = Field(
         True, description="vLLM draws plain requests without a seed itself, faster, with random numbers of its own"
     )
+    vllm_filter_mode: Literal["auto", "never"] = Field(
+        "auto", description="while vLLM speculates it draws from rows that samplers leave, which accepts more drafts"
+    )
     headless: bool = Field(False, description="compute for a server on another machine, without HTTP")
     device: str | None = Field(None, description="cpu, cuda, cuda:1; default: cuda when present")
     dtype: Literal["float32", "bfloat16", "float16"] | None = Field(None, description="default: float32 on CPU")

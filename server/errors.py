@@ -97,7 +97,7 @@ def to_api_error(error: Exception) -> ApiError:
         case TooLarge():
             return too_long(str(error), None)
         case Unsupported():
-            return bad_request(str(error), None, "unsupported_by_runner")
+            return bad_request(str(error), error.param, "unsupported_by_runner")
         case _:
             log.error("unhandled exception", exc_info=error)
             return internal()

@@ -33,6 +33,7 @@ COUNTERS = {
     "cached_prompt_tokens": "Prompt tokens served from the prefix cache",
     "preemptions": "Sequences that had to give up their pages",
     "steps": "Engine steps",
+    "masked_rows": "Choices that ended because masks had left them no token",
 }
 
 

@@ -9,7 +9,7 @@ import json
 import secrets
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar
 
 from starlette.requests import Request
@@ -194,7 +194,6 @@ def make_plan(
     seed = secrets.randbits(64) - 2**63 if body.seed is None else body.seed
     stops = tuple(body.stop or ())
     traced = bool(body.return_sampler_trace)
-    speculation = _speculation(call, chain, max_tokens)
     identity = f"{prefix}{secrets.token_hex(14)}"
     # top alternatives that have to be known, whoever reads them
     tops = [k for k in (logprobs, vote.top if vote is not None else None) if k is not None]
@@ -231,10 +230,13 @@ def make_plan(
                 cache_salt=body.cache_salt or "",
                 session=body.prompt_cache_key or "",
                 delivery_interval_s=0.0 if awaited else WHOLE_ANSWER_INTERVAL_S,
-                speculation=speculation if isinstance(speculation, SpecRequest) else None,
                 tenant=call.tenant,
             )
         )
+    follows_seed = all(map(runner.follows_seed, requests))
+    speculation = _speculation(call, chain, max_tokens, follows_seed)
+    if isinstance(speculation, SpecRequest):
+        requests = [replace(request, speculation=speculation) for request in requests]
     if traced:
         _check_traced(sum(request.max_tokens for request in requests) * made, limits)
     covered = None if coverings is None else tuple(coverings)
@@ -265,7 +267,7 @@ def make_plan(
         chain=chain,
         sampler_report=chain.report(fields_below(call.preset, model.generation_defaults)),
         speculation=speculation,
-        seed=seed if all(map(runner.follows_seed, requests)) else None,
+        seed=seed if follows_seed else None,
         n=n,
         stream=bool(body.stream),
         traced=traced,
@@ -275,10 +277,11 @@ def make_plan(
     )
 
 
-def _speculation(call: Call[Any], chain: Chain, max_tokens: int | None) -> SpecRequest | Plain:
+def _speculation(call: Call[Any], chain: Chain, max_tokens: int | None, follows_seed: bool) -> SpecRequest | Plain:
     """How the choices are drafted for, checked even where there is nothing to generate. Raises SamplerError."""
     body, runner = call.body, call.model.runner
-    standing = SpecFacts(runner.offer, call.tenant is not None, call.state.limits.require_lossless)
+    lossless = call.state.limits.require_lossless
+    standing = SpecFacts(runner.offer, call.tenant is not None, lossless, follows_seed=follows_seed)
     excluded = "return_sampler_trace" if body.return_sampler_trace else ""
     found = read_speculation(body.spec_decode, standing, chain, seeded=body.seed is not None, excluded=excluded)
     return Plain() if max_tokens == 0 else found

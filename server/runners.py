@@ -50,7 +50,8 @@ def load_runner(
         return TorchRunner.from_pretrained(folder, settings, on_fatal, tokens, drafting.draft, drafting.ranking)
     with _vllm():
         from engine.runners.vllm.runner import VllmRunner
-    return VllmRunner(folder, settings, config.vllm_args, config.vllm_native, on_fatal, tokens)
+    filter_rows = config.vllm_filter_mode == "auto"
+    return VllmRunner(folder, settings, config.vllm_args, config.vllm_native, filter_rows, on_fatal, tokens)
 
 
 def follow_server(folder: str, config: ServeConfig, tokens: ModelFacts) -> None:

@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
+from typing import TYPE_CHECKING
 
 from samplers.chain import Chain
 from samplers.contract import SamplerError
 from spec_decode.contract import DraftSource
+
+if TYPE_CHECKING:
+    from spec_decode.engine_wide import EngineWide
 
 
 class SpecError(SamplerError):
@@ -45,6 +49,7 @@ class SpecOffer:
     draft_vocabularies: frozenset[str] = frozenset()  # names of configured parts of the vocabulary
     max_depth: int = 16  # of any draft
     trees: bool = True  # the runner verifies more than chains
+    engine_wide: EngineWide | None = None  # it speculates for all requests in this way, and in no other
 
 
 @dataclass(frozen=True)
@@ -57,4 +62,5 @@ class SpecFacts:
     excluded: str = ""  # what of the request excludes speculation, other than its sampler: a field's name
     greedy: bool = False  # the request's temperature is 0
     seeded: bool = False  # it has a seed of its own
+    follows_seed: bool = True  # its tokens follow from a seed, be it the server's
     sampler: SamplerClass = SamplerClass.ROWS

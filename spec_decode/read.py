@@ -8,6 +8,7 @@ from typing import Any
 import spec_decode.verify  # noqa: F401  registers the rules
 from samplers.contract import SamplerError
 from spec_decode.combinations import check
+from spec_decode.engine_wide import read_engine_wide
 from spec_decode.facts import SamplerClass, SpecError, SpecFacts
 from spec_decode.policy import UNAVAILABLE, choose_sources, resolve
 from spec_decode.request import AUTO, Plain, SpecRequest
@@ -19,12 +20,14 @@ INCOMPATIBLE = "sampler_incompatible"
 def read_spec(value: Any, facts: SpecFacts) -> SpecRequest | Plain:
     """value: false, "auto" (None is the same) or an object. "auto" never fails, it falls back to plain decoding and
     says why. Raises SamplerError, in some cases a SpecError with a code, with the dotted path of the field."""
+    if not (value is None or value is False or value == AUTO or isinstance(value, Mapping)):
+        raise SamplerError(f"'{PATH}' must be false, \"{AUTO}\" or an object", PATH)
+    if facts.offer.engine_wide is not None:
+        return read_engine_wide(value, facts.offer.engine_wide, facts)
     if value is False:
         return Plain()
     if value is None or value == AUTO:
         return _automatic(facts)
-    if not isinstance(value, Mapping):
-        raise SamplerError(f"'{PATH}' must be false, \"{AUTO}\" or an object", PATH)
     wish = read_wish(value, facts.offer.sources)
     if facts.excluded:
         raise SpecError(f"'{PATH}' and '{facts.excluded}' exclude each other", PATH)

@@ -13,7 +13,10 @@ from spec_decode.tree_forms import depths
 
 @dataclass
 class SpecStatistics:
-    """Steps without drafts count as well: they emit one token, or none where it failed."""
+    """Steps without drafts count as well: they emit one token, or none where it failed.
+
+    An engine that tells less of a choice says so, and then so does everything that its statistics are added to.
+    """
 
     steps: int = 0
     drafted: int = 0  # nodes
@@ -25,6 +28,8 @@ class SpecStatistics:
     sizes: Counter[int] = field(default_factory=Counter)  # deepest draft of a step -> steps
     drafted_by: Counter[str] = field(default_factory=Counter)  # source -> nodes
     accepted_by: Counter[str] = field(default_factory=Counter)  # source -> accepted nodes
+    complete: bool = True  # False: there were drafts that are not counted here
+    plain_counted: bool = True  # False: there were steps without drafts that are not
 
     def add(self, verified: Verified, emitted: int, source: str) -> None:
         """A step with a draft, which may have come out empty. emitted: tokens that went into the output, fewer than
@@ -57,6 +62,8 @@ class SpecStatistics:
             setattr(self, name, getattr(self, name) + getattr(other, name))
         for name in ("reached", "passed", "sizes", "drafted_by", "accepted_by"):
             getattr(self, name).update(getattr(other, name))
+        self.complete &= other.complete
+        self.plain_counted &= other.plain_counted
 
     def copy(self) -> SpecStatistics:
         twin = SpecStatistics()
@@ -64,11 +71,14 @@ class SpecStatistics:
         return twin
 
     def report(self, level: str, sources: Sequence[str] = ()) -> dict[str, Any]:
-        """level: none, summary or detailed, as `stats` of the request; sources: names, where there are several."""
-        if level == "none":
+        """level: none, summary or detailed, as `stats` of the request; sources: names, where there are several. What
+        is not known is not there."""
+        if level == "none" or not self.complete:
             return {}
-        counts = {"steps": self.steps, "drafted": self.drafted, "accepted": self.accepted}
-        summary: dict[str, Any] = counts | {"mean_emitted": self.emitted / self.steps if self.steps else 0.0}
+        summary: dict[str, Any] = {"drafted": self.drafted, "accepted": self.accepted}
+        if self.plain_counted:
+            mean = self.emitted / self.steps if self.steps else 0.0
+            summary = {"steps": self.steps} | summary | {"mean_emitted": mean}
         if sources:
             summary["sources"] = {
                 name: {"drafted": self.drafted_by[name], "accepted": self.accepted_by[name]} for name in sources

@@ -48,7 +48,12 @@ class TooLarge(RunnerError):
 
 
 class Unsupported(RunnerError):
-    """The runner cannot do what the request asks for, which only it could know. The server answers 400."""
+    """The runner cannot do what the request asks for, which only it could know. The server answers 400; `param` is the
+    field that asks for it."""
+
+    def __init__(self, message: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
 
 
 @dataclass(frozen=True)
@@ -76,6 +81,7 @@ class Stats:
     cached_prompt_tokens: int = 0
     preemptions: int = 0
     steps: int = 0
+    masked_rows: int = 0  # that ended choices because masks had left them no token
     step_seconds: dict[str, float] | None = None  # cumulative, by part: schedule, draft, forward, verify, ...
     broken_sources: frozenset[str] = frozenset()  # of drafts, that have failed and are switched off
     speculation: Mapping[tuple[str, str], SpecStatistics] = field(default_factory=dict)  # by (draft source, verifier)

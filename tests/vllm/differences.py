@@ -11,7 +11,7 @@ _PROCESSED = "log-probabilities leave vLLM as the model gave them"
 _MIXED = "vLLM has no way in for inputs that are several tokens at once"
 
 _REASONS: Mapping[str, str] = {  # file::test, its parameters in brackets where only some differ -> reason
-    "test_extensions.py::test_c108_c109_spec_decode": "requests cannot describe speculation on this runner yet",
+    "test_extensions.py::test_c108_c109_spec_decode": "this engine does not speculate, and requests cannot make it",
     "test_logprobs.py::test_c45_finite": f"{_CHOSEN}; {_PROCESSED}",
     "test_logprobs.py::test_other_ways_to_name_tokens": _CHOSEN,
     "test_logprobs.py::test_processed_mode": _PROCESSED,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -80,9 +81,19 @@ class State:
         self.prompt_len.np[slot] = len(prompt)
 
 
-def context(state: State, slots: list[int], pos: list[int] | None = None) -> Any:
+def context(
+    state: State, slots: list[int], pos: list[int] | None = None, drafts: Sequence[Sequence[int]] | None = None
+) -> Any:
+    """drafts: of each slot; there is a row behind each."""
     at = [int(state.total_len.gpu[slot]) - 1 for slot in slots] if pos is None else pos
-    return SimpleNamespace(expanded_idx_mapping=torch.tensor(slots), pos=torch.tensor(at))
+    known = [state.all_token_ids.gpu[slot, place].item() for slot, place in zip(slots, at, strict=True)]
+    rows = [
+        (slot, depth, place + depth, token)
+        for slot, place, last, guessed in zip(slots, at, known, drafts or [()] * len(slots), strict=True)
+        for depth, token in enumerate((last, *guessed))
+    ]
+    mapping, depths, positions, ids = torch.tensor(rows, dtype=torch.int32).T
+    return SimpleNamespace(expanded_idx_mapping=mapping, expanded_local_pos=depths, pos=positions, input_ids=ids)
 
 
 def test_adapters_are_of_the_generations_they_are_chosen_for() -> None:
@@ -208,7 +219,8 @@ def test_a_row_without_tokens_is_reported(setup: Any) -> None:
     row = logits_at(0, [0])
     row[0, 3] = -torch.inf
     assert torch.equal(adapter.apply(row.clone()), row)
-    report = setup.inbox.of(f"{one.id}/0")
+    report = setup.inbox.of(f"{one.id}/0", [9], 0)
     assert report is not None and (report.position, report.code) == (0, "constraint_unsatisfiable")
+    assert setup.inbox.masked_rows == 1
     setup.inbox.forget(report.key)
-    assert setup.inbox.of(report.key) is None
+    assert setup.inbox.of(report.key, [9], 0) is None

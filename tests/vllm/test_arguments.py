@@ -35,7 +35,7 @@ def test_the_operator_may_change_what_is_usual() -> None:
             {"logits_processors": ["a:B"]},
             "'logits_processors' cannot be given: samplers are how requests name them",
         ),
-        ({}, {"speculative_config": {"method": "ngram"}}, "'speculative_config' cannot be given"),
+        ({}, {"spec_method": "ngram"}, "'spec_method' cannot be given: it is a part of 'speculative_config'"),
         ({}, {"model": "other"}, "'model' cannot be given: it is the setting 'model'"),
         ({"max_seqs": 4}, {"max_num_seqs": 8}, "'max_num_seqs' is the setting 'max_seqs', which is given too"),
         ({"device": "cuda"}, {}, "setting 'device' belongs to the torch runner"),

@@ -13,7 +13,7 @@ pytest.importorskip("vllm")
 from vllm.sampling_params import RequestOutputKind
 
 from engine.runners.vllm.choice import FIELD, Choice
-from engine.runners.vllm.sampling import is_native, sampling_of
+from engine.runners.vllm.sampling import is_native, may_filter, needs_chain, sampling_of
 
 
 @pytest.mark.parametrize(
@@ -28,6 +28,8 @@ from engine.runners.vllm.sampling import is_native, sampling_of
         ({"temperature": 0.5, "top_k": 4, "top_p": 0.5}, {"seeded": False}, True),
         ({"temperature": 0.5, "top_k": 4, "top_p": 0.5}, {"seeded": True}, False),
         ({"temperature": 3.0}, {"seeded": False}, False),
+        ({"temperature": 0.005}, {"seeded": False}, False),  # vLLM would quietly take 0.01
+        ({"temperature": 0.01}, {"seeded": False}, True),
         ({"temperature": 1.0, "dynatemp_range": 0.5}, {"seeded": False}, False),
         ({"min_p": 0.1}, {"seeded": False}, False),
         ({"draw": "gumbel"}, {"seeded": False}, False),
@@ -43,6 +45,47 @@ def test_vllm_draws_with_the_values_of_the_request() -> None:
     params = sampling_of(decode_request({"temperature": 0.5, "top_k": 4, "top_p": 0.25}, seeded=False), 0, native=True)
     assert (params.temperature, params.top_k, params.top_p, params.extra_args) == (0.5, 4, 0.25, None)
     assert params.seed is None
+
+
+@pytest.mark.parametrize(
+    ("fields", "options", "field"),
+    [
+        ({}, {"seeded": True}, "seed"),
+        ({"min_p": 0.1}, {"seeded": False}, "min_p"),
+        ({"temperature": 0, "presence_penalty": 1.0}, {}, "presence_penalty"),
+        ({"temperature": 0}, {"min_tokens": 1}, "min_tokens"),
+        ({"draw": "gumbel"}, {"seeded": False}, "draw"),
+        ({"top_k": 4, "temperature_last": True}, {"seeded": False}, "sampler_order"),
+        ({"top_k": 4, "temperature": 0.5}, {"seeded": False}, None),
+        ({"min_p": 0.1}, {"max_tokens": 0}, None),
+    ],
+)
+def test_what_takes_our_samplers_has_a_name(fields: dict[str, Any], options: dict[str, Any], field: str | None) -> None:
+    assert needs_chain(decode_request(fields, **options)) == field
+
+
+@pytest.mark.parametrize(
+    ("fields", "options", "may"),
+    [
+        ({"min_p": 0.1}, {}, True),
+        ({"presence_penalty": 1.0, "bad_words_ids": [[5]]}, {"min_tokens": 2}, True),
+        ({"min_p": 0.1}, {"seeded": True}, False),
+        ({"temperature": 0, "presence_penalty": 1.0}, {}, False),
+        ({"draw": "gumbel"}, {}, False),
+        ({"sampler": ["arithmetic"]}, {}, False),
+        ({"sampler": ["mirostat"]}, {}, False),
+    ],
+)
+def test_what_vllm_may_draw_from_rows_of_ours(fields: dict[str, Any], options: dict[str, Any], may: bool) -> None:
+    assert may_filter(decode_request(fields, **({"seeded": False} | options))) is may
+
+
+def test_vllm_draws_from_filtered_rows_as_they_are() -> None:
+    request = decode_request({"temperature": 0.5, "min_p": 0.1}, seeded=False)
+    params = sampling_of(request, 0, native=False, filtered=True)
+    assert (params.temperature, params.top_k, params.top_p, params.min_p) == (1.0, 0, 1.0, 0.0)
+    choice = Choice.unpack(params.extra_args, 4096)
+    assert choice is not None and choice.filtered
 
 
 def test_a_chain_leaves_nothing_to_vllm() -> None:
@@ -71,7 +114,8 @@ def test_a_chain_leaves_nothing_to_vllm() -> None:
 
 
 def test_a_prompt_is_scored_by_the_first_choice() -> None:
-    params = sampling_of(decode_request(max_tokens=0, prompt_logprobs=2), 0, native=True)
+    fields = {"sampler": [{"name": "dry", "dry_sequence_breakers": []}]}  # which there is nobody for
+    params = sampling_of(decode_request(fields, max_tokens=0, prompt_logprobs=2), 0, native=True)
     assert (params.max_tokens, params.prompt_logprobs, params.temperature) == (1, 2, 0.0)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import aclosing
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from vllm.inputs import tokens_input
@@ -16,6 +17,8 @@ from engine.runners.vllm.failures import runner_error
 from engine.runners.vllm.outputs import delta_of, prompt_output
 from engine.runners.vllm.reports import ReportInbox
 from engine.runners.vllm.sampling import sampling_of
+from engine.runners.vllm.statistics import drafts_of
+from spec_decode.statistics import SpecStatistics
 
 if TYPE_CHECKING:
     from vllm.outputs import RequestOutput
@@ -25,9 +28,21 @@ if TYPE_CHECKING:
 class ActiveRequest:
     """Lives in the event loop. `mailbox` is closed when the last choice has ended, or fails."""
 
-    def __init__(self, request: DecodeRequest, native: bool, llm: AsyncLLM, reports: ReportInbox, rank: int) -> None:
-        """Starts the choices. native: vLLM draws them itself; rank: the data-parallel one that computes them."""
+    def __init__(
+        self,
+        request: DecodeRequest,
+        native: bool,
+        llm: AsyncLLM,
+        reports: ReportInbox,
+        rank: int,
+        filtered: bool = False,
+    ) -> None:
+        """Starts the choices. native: vLLM draws them itself; rank: the data-parallel one that computes them; filtered:
+        vLLM draws from what the chain leaves."""
         self.mailbox = Mailbox()
+        self._filtered = filtered
+        # vLLM tells of the drafts of a choice only if it ends it itself
+        self._untold = None if request.speculation is None else SpecStatistics(complete=False)
         self._request, self._native, self._llm, self._reports = request, native, llm, reports
         self._rank = rank
         self._delivery = Delivery(self.mailbox, request.delivery_interval_s)
@@ -43,7 +58,8 @@ class ActiveRequest:
         """End a choice, or all of them; what they have had by then is delivered."""
         for number in list(self._running) if choice is None else [choice]:
             if number in self._running:
-                self._put(Output({number: Delta(number, finish=Finish(FinishReason.ABORT))}))
+                finish = Finish(FinishReason.ABORT, speculation=self._untold)
+                self._put(Output({number: Delta(number, finish=finish)}))
 
     def fail(self, error: Exception) -> None:
         """End the request with an error, unless it has ended."""
@@ -61,7 +77,7 @@ class ActiveRequest:
         """One choice from its prompt to its end."""
         request, key = self._request, key_of(self._request.id, choice)
         prompt = tokens_input([*request.prompt_ids, *request.begun], cache_salt=request.cache_salt or None)
-        params = sampling_of(request, choice, self._native)
+        params = sampling_of(request, choice, self._native, self._filtered)
         position, watch = len(request.begun), None if request.watch is None else request.watch()
         try:
             generated = self._llm.generate(
@@ -89,7 +105,10 @@ class ActiveRequest:
         if request.max_tokens == 0:
             output.scored = found.finished
         else:
-            output.deltas[choice] = delta_of(choice, found.outputs[0], request.logprobs)
+            delta = output.deltas[choice] = delta_of(choice, found.outputs[0], request.logprobs)
+            told = found.outputs[0].spec_decode_metrics
+            if delta.finish is not None and self._untold is not None:
+                delta.finish = replace(delta.finish, speculation=self._untold if told is None else drafts_of(told))
         return output
 
     def _cut(self, delta: Delta, key: str, position: int, watch: Watch | None) -> None:
@@ -98,10 +117,11 @@ class ActiveRequest:
         position: of the delta's first token in the output.
         """
         count, finish = len(delta.token_ids), None
-        report = self._reports.of(key)
-        if report is not None and report.position < position + count:
+        report = self._reports.of(key, delta.token_ids, position)
+        if report is not None:
             count = max(0, report.position - position)
             finish = Finish(FinishReason.ERROR, error_code=report.code, message=report.message)
+            self._reports.count(report)
         ends = delta.finish is not None and finish is None  # its last token ends it anyway
         for at, score in enumerate(delta.scores[: count - ends] if watch is not None else ()):
             assert watch is not None
@@ -109,7 +129,7 @@ class ActiveRequest:
                 count, finish = at + 1, Finish(FinishReason.LENGTH, details={"ended_early": watch.reason})
                 break
         if finish is not None:
-            delta.finish = finish
+            delta.finish = replace(finish, speculation=self._untold)
             for values in (delta.token_ids, delta.logprobs, delta.scores):
                 del values[count:]
 

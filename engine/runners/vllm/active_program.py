@@ -177,7 +177,7 @@ class ActiveProgram:
             try:
                 choice = Choice.behind(request, branch, self._run.chain, key, place)
                 found = await self._ask(prompt, row_sampling(choice, request.prompt_logprobs if first else None), key)
-                report, row = self._reports.of(key), self._rows.read(place)
+                report, row = self._reports.of(key, (0,), len(branch)), self._rows.read(place)
             finally:
                 self._reports.forget(key)
                 self._rows.give_back(place)

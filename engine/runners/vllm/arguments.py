@@ -9,6 +9,7 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+from engine.runners.vllm.speculation import FIELD, speculative_arguments
 from engine.settings import EngineSettings, SettingsError
 
 _OURS = {  # setting -> vLLM's name of it
@@ -29,7 +30,10 @@ _REFUSED = {  # vLLM's name -> why
     "logits_processor_pattern": "samplers are how requests name them",
     "additional_config": "the runner needs it for its samplers",
     "logprobs_mode": "log-probabilities are the model's own",
-    "speculative_config": "this runner does not speculate yet",
+    "per_request_spec_decode_metrics": "answers say what speculation has done",
+    "spec_method": f"it is a part of '{FIELD}'",
+    "spec_model": f"it is a part of '{FIELD}'",
+    "spec_tokens": f"it is a part of '{FIELD}'",
     "max_num_queued_reqs": "it is the setting 'max_queued_requests'",
     "max_num_queued_tokens": "it is the setting 'max_queued_tokens'",
     "disable_log_stats": "the server counts itself",
@@ -60,7 +64,8 @@ def engine_arguments(model: str, settings: EngineSettings, given: Mapping[str, A
         own["enforce_eager"] = True
     fixed = {"model": model, "skip_tokenizer_init": True, "disable_log_stats": True}
     usual = {"scheduling_policy": "priority", "max_logprobs": -1, "enable_prefix_caching": True}
-    return {**usual, **own, **given, **fixed}
+    drafting = speculative_arguments(given[FIELD]) if given.get(FIELD) is not None else {}
+    return {**usual, **own, **given, **drafting, **fixed}
 
 
 def set_environment() -> None:

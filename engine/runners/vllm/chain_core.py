@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -17,15 +19,40 @@ from engine.runners.vllm.choice import Choice
 from engine.runners.vllm.extras import ProcessorSetup
 from engine.runners.vllm.reports import Report, ReportSender
 from engine.runners.vllm.row_block import Place, RowBlock, opened
+from samplers.failures import Failures
+from samplers.memories import Snapshot
 from samplers.sampled import Sampled
 from samplers.stack import SamplerStack
 
 log = logging.getLogger(__name__)
 Tokens = Sequence[int]
+NO_DRAFTS: Mapping[int, Tokens] = MappingProxyType({})
+
+
+@dataclass(frozen=True, slots=True)
+class _Line:
+    """The rows of one choice in a step: that of its next token, and one behind each draft."""
+
+    slot: int
+    row: int  # the first one; the others follow it
+    position: int  # output tokens before the first row
+    drafts: Tokens  # -1: vLLM had none to put there
+
+
+@dataclass(frozen=True, slots=True)
+class _Before:
+    """A slot before its rows of a step were looked at."""
+
+    heard: int
+    states: Snapshot
 
 
 class ChainCore:
     """The sampler states of choices, by slots of its own.
+
+    Rows behind drafts are drawn one after the other, as long as what is drawn is what was drafted: vLLM accepts a draft
+    exactly then, so the tokens are those of decoding without drafts. Of filtered choices vLLM decides which drafts it
+    accepts, and their states wait until the tokens are in.
 
     A slot outlives its choice's place in vLLM's batch: states that do not follow from the tokens survive preemption.
     The slot that was used longest ago is given away; there have to be more of them than rows in a batch.
@@ -45,6 +72,8 @@ class ChainCore:
         self._begun: list[Tokens] = [()] * setup.slots
         self._places: list[Place | None] = [None] * setup.slots
         self._heard = np.zeros(setup.slots, np.int64)  # output tokens that the slot's states know of
+        self._filtered = np.zeros(setup.slots, bool)  # vLLM draws, from the row that the stages leave
+        self._before: dict[int, _Before] = {}  # slots with drafts in this step
         self._refused: dict[int, str] = {}  # slots whose parameters a sampler did not take
 
     @torch.inference_mode()
@@ -63,7 +92,9 @@ class ChainCore:
         if known:  # what it has not heard of it is told before it draws
             return slot
         self._key_of[slot], self._heard[slot] = choice.key, len(output)
+        self._filtered[slot] = choice.filtered
         self._refused.pop(slot, None)
+        self._before.pop(slot, None)
         try:
             self._stack.admit(
                 slot,
@@ -82,12 +113,21 @@ class ChainCore:
             self._refused[slot] = "the sampler's parameters cannot be used"
         return slot
 
-    @torch.inference_mode()
-    def draw(self, logits: Tensor, seated: Mapping[int, tuple[int, Tokens]]) -> None:
-        """Write what the chains draw into their rows: 0 at the token, -inf elsewhere.
+    def begin_step(self) -> None:
+        """vLLM has committed what came of the last step, which is not drawn again."""
+        self._before.clear()
 
-        logits: [R, W] fp32 with W >= vocab_size, after vLLM's masks; seated: row -> (slot, output tokens so far). A row
-        from which nothing can be drawn stays as it is, and is reported. May be called again for the same position.
+    @torch.inference_mode()
+    def draw(
+        self, logits: Tensor, seated: Mapping[int, tuple[int, Tokens]], drafts: Mapping[int, Tokens] = NO_DRAFTS
+    ) -> None:
+        """Write what the chains draw into their rows: 0 at the token, -inf elsewhere; of filtered choices the row that
+        the stages leave.
+
+        logits: [R, W] fp32 with W >= vocab_size, after vLLM's masks; seated: row -> (slot, output tokens so far);
+        drafts: tokens that are guessed to follow, by the row before them; the rows behind them come next. A row from
+        which nothing can be drawn stays as it is, and is reported; one that cannot be reached stays as it is. May be
+        called again for the same positions, with other drafts too, until the next step begins.
         """
         rows = sorted(row for row, (slot, _) in seated.items() if slot not in self._refused)
         for slot, _ in seated.values():
@@ -99,19 +139,74 @@ class ChainCore:
         slots = np.array([seated[row][0] for row in rows])
         outputs = [seated[row][1] for row in rows]
         positions = np.array([len(self._begun[slot]) + len(out) for slot, out in zip(slots, outputs, strict=True)])
+        self._go_back(slots, positions)
         self._catch_up(slots, outputs, positions)
-        index = torch.tensor(rows, device=logits.device)
-        # a copy: states keep rows until they hear which token was drawn, and these are written to below
-        raw = logits[index, : self._vocab]
-        sampled = self._stack.sample(raw, slots, positions)
-        drawn = [at for at in range(len(rows)) if at not in sampled.failures]
-        chosen = torch.tensor(drawn, dtype=torch.int64, device=logits.device)
-        index, tokens = index[chosen], sampled.tokens[chosen]
-        logits[index] = -torch.inf
-        logits[index, tokens] = 0.0
-        self._deliver(slots, raw, sampled)
-        for at, (code, message) in sampled.failures.items():
-            self._report(int(slots[at]), int(positions[at]), code, message)
+        lines = [
+            _Line(int(slot), row, int(position), drafts.get(row, ()))
+            for row, slot, position in zip(rows, slots, positions, strict=True)
+        ]
+        for line in lines:
+            if line.drafts:
+                self._before[line.slot] = _Before(line.position, self._stack.snapshot(line.slot))
+        filtered = [line for line in lines if self._filtered[line.slot]]
+        self._draw_along(logits, [line for line in lines if line not in filtered] if filtered else lines)
+        self._filter_along(logits, filtered)
+        drafted = [line.slot for line in filtered if line.drafts]
+        self._go_back(np.array(drafted, np.int64), np.array([self._before[slot].heard for slot in drafted], np.int64))
+
+    def _draw_along(self, logits: Tensor, lines: list[_Line]) -> None:
+        """Each line as far as its drafts are what is drawn; the states hear of them."""
+        depth = 0
+        while lines:
+            slots, positions, index = _places(lines, depth, logits)
+            # a copy: states keep rows until they hear which token was drawn, and these are written to below
+            raw = logits[index, : self._vocab]
+            sampled = self._stack.sample(raw, slots, positions)
+            drawn, chosen = _without(sampled.failures, len(lines), logits)
+            logits[index[chosen]] = -torch.inf
+            logits[index[chosen], sampled.tokens[chosen]] = 0.0
+            self._deliver(slots, raw, sampled)
+            self._report_all(lines, depth, sampled.failures)
+            longer = [at for at in drawn if depth < len(lines[at].drafts)]
+            if not longer:
+                return
+            tokens = sampled.tokens.tolist()
+            lines = self._accepted(lines, [at for at in longer if tokens[at] == lines[at].drafts[depth]], depth)
+            depth += 1
+
+    def _filter_along(self, logits: Tensor, lines: list[_Line]) -> None:
+        """Each line as far as its drafts are possible."""
+        depth = 0
+        while lines:
+            slots, positions, index = _places(lines, depth, logits)
+            shaped, failures = self._stack.law(logits[index, : self._vocab], slots, positions)
+            alive, chosen = _without(failures, len(lines), logits)
+            logits[index[chosen]] = -torch.inf
+            logits[index[chosen], : self._vocab] = shaped[chosen]
+            self._report_all(lines, depth, failures)
+            longer = [at for at in alive if depth < len(lines[at].drafts) and lines[at].drafts[depth] >= 0]
+            if not longer:
+                return
+            guessed = [lines[at].drafts[depth] for at in longer]
+            possible = (shaped[longer, guessed] > -torch.inf).tolist()
+            lines = self._accepted(lines, [at for at, can in zip(longer, possible, strict=True) if can], depth)
+            depth += 1
+
+    def _accepted(self, lines: list[_Line], which: list[int], depth: int) -> list[_Line]:
+        """Tell the states of some of the lines of their drafts at this depth; those lines."""
+        lines = [lines[at] for at in which]
+        if lines:
+            slots = np.array([line.slot for line in lines])
+            self._stack.accept(slots, torch.tensor([line.drafts[depth] for line in lines], device=self._stack.device))
+            self._heard[slots] += 1
+        return lines
+
+    def _go_back(self, slots: np.ndarray, positions: np.ndarray) -> None:
+        """Undo what the states of slots have heard beyond these positions in this step."""
+        for slot in set(slots[self._heard[slots] > positions].tolist()) & self._before.keys():
+            before = self._before[slot]
+            self._stack.restore(slot, before.states)
+            self._heard[slot] = before.heard
 
     def _catch_up(self, slots: np.ndarray, outputs: Sequence[Tokens], positions: np.ndarray) -> None:
         """Tell the states of the tokens that were committed since, one per slot and call."""
@@ -139,11 +234,29 @@ class ChainCore:
         for (at, place), (own, shaped), token in zip(places.items(), both, tokens, strict=True):
             self._block.write(place, own, shaped, -1 if at in sampled.failures else token)
 
-    def _report(self, slot: int, position: int, code: str, message: str) -> None:
-        self._reports.send(Report(self._key_of[slot], position, code, message))
+    def _report_all(self, lines: list[_Line], depth: int, failures: Failures) -> None:
+        """failures: by index of the lines, of the rows behind `depth` drafts."""
+        for at, (code, message) in failures.items():
+            line = lines[at]
+            self._report(line.slot, line.position + depth, code, message, tuple(line.drafts[:depth]))
+
+    def _report(self, slot: int, position: int, code: str, message: str, after: tuple[int, ...] = ()) -> None:
+        self._reports.send(Report(self._key_of[slot], position, code, message, after))
 
 
 def connected(setup: ProcessorSetup, device: torch.device) -> ChainCore:
     """The core of an engine process, with its ways to the runner."""
     block = None if setup.rows is None else opened(setup.rows, setup.row_slots, setup.vocab_size)
     return ChainCore(setup, device, ReportSender(setup.reports), block)
+
+
+def _places(lines: list[_Line], depth: int, logits: Tensor) -> tuple[np.ndarray, np.ndarray, Tensor]:
+    """(slots, positions, rows of the logits) behind so many drafts."""
+    rows = torch.tensor([line.row + depth for line in lines], device=logits.device)
+    return np.array([line.slot for line in lines]), np.array([line.position + depth for line in lines]), rows
+
+
+def _without(failures: Failures, count: int, logits: Tensor) -> tuple[list[int], Tensor]:
+    """Which of so many rows have not failed, for the host and for the device."""
+    whole = [at for at in range(count) if at not in failures]
+    return whole, torch.tensor(whole, dtype=torch.int64, device=logits.device)

@@ -38,9 +38,10 @@ class Choice:
     ending_ids: frozenset[int]
     min_tokens: int
     place: Place | None = None  # of a branch: where its row is to be written
+    filtered: bool = False  # vLLM draws, from the row that the stages leave
 
     @classmethod
-    def of(cls, request: DecodeRequest, choice: int) -> Choice:
+    def of(cls, request: DecodeRequest, choice: int, filtered: bool = False) -> Choice:
         """Of a request without a program."""
         return cls(
             key_of(request.id, choice),
@@ -51,6 +52,7 @@ class Choice:
             request.begun,
             request.eos_token_ids | request.stop_token_ids,
             request.min_tokens,
+            filtered=filtered,
         )
 
     @classmethod
@@ -85,6 +87,7 @@ class Choice:
                 "ending_ids": sorted(self.ending_ids),
                 "min_tokens": self.min_tokens,
                 "place": self.place,
+                "filtered": self.filtered,
             }
         }
 
@@ -110,6 +113,7 @@ class Choice:
             frozenset(packed["ending_ids"]),
             packed["min_tokens"],
             None if packed["place"] is None else Place(*packed["place"]),
+            packed["filtered"],
         )
 
 

@@ -11,8 +11,11 @@ import logging
 import socket
 import socketserver
 from collections import OrderedDict
+from collections.abc import Sequence
 from dataclasses import astuple, dataclass
 from threading import Thread
+
+from samplers.failures import CONSTRAINT_UNSATISFIABLE
 
 log = logging.getLogger(__name__)
 Address = str | tuple[str, int]  # path of a socket on this machine, or host and port
@@ -31,6 +34,7 @@ class Report:
     position: int  # output tokens before it, those the choice had begun with included
     code: str  # as `Finish.error_code`
     message: str
+    after: tuple[int, ...] = ()  # drafts right before the position: if other tokens came instead, it means nothing
 
 
 class ReportSender:
@@ -62,7 +66,9 @@ class ReportInbox:
 
     def __init__(self, address: Address) -> None:
         """address: with port 0 any free one, on all addresses of the machine. Raises OSError for one that is taken."""
-        self._found: OrderedDict[str, Report] = OrderedDict()  # the first one of each choice
+        # by choice, in the order of their positions
+        self._found: OrderedDict[str, list[Report]] = OrderedDict()
+        self.masked_rows = 0  # that have ended choices: masks had left them no token
         taker, self.address = _taker(self._found), address  # where senders reach it
         self._server: socketserver.BaseServer
         if isinstance(address, str):
@@ -76,9 +82,17 @@ class ReportInbox:
             self.address = (address[0], self._server.server_address[1])
         Thread(target=self._server.serve_forever, args=(_POLL_S,), name="reports", daemon=True).start()
 
-    def of(self, key: str) -> Report | None:
-        """What was said about a choice up to its latest output."""
-        return self._found.get(key)
+    def of(self, key: str, token_ids: Sequence[int], position: int) -> Report | None:
+        """What ends a choice among its latest tokens. position: of the first of them."""
+        for report in self._found.get(key, ()):
+            at = report.position - position
+            if at < len(token_ids) and tuple(token_ids[max(0, at - len(report.after)) : max(0, at)]) == report.after:
+                return report
+        return None
+
+    def count(self, report: Report) -> None:
+        """A choice has ended with it."""
+        self.masked_rows += report.code == CONSTRAINT_UNSATISFIABLE
 
     def forget(self, key: str) -> None:
         """The choice has ended."""
@@ -98,15 +112,15 @@ class _NetworkServer(socketserver.ThreadingTCPServer):
     allow_reuse_address = True
 
 
-def _taker(found: OrderedDict[str, Report]) -> type[socketserver.StreamRequestHandler]:
+def _taker(found: OrderedDict[str, list[Report]]) -> type[socketserver.StreamRequestHandler]:
     """What reads a connection, one report a line."""
 
     class Taker(socketserver.StreamRequestHandler):
         def handle(self) -> None:
             try:
                 while line := self.rfile.readline(_LONGEST):
-                    report = Report(*json.loads(line))
-                    found.setdefault(report.key, report)
+                    key, position, code, message, after = json.loads(line)
+                    found.setdefault(key, []).append(Report(key, position, code, message, tuple(after)))
                     while len(found) > _KEPT:
                         found.popitem(last=False)
                     self.wfile.write(_TAKEN)

@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from engine.admission import Admission, QueueLimits
 from engine.generation import eos_token_ids, generation_defaults
 from engine.program_run import ProgramRun
 from engine.request import DecodeRequest, Output
-from engine.runners.base import Capability, EngineFailed, Health, Overloaded, Stats, TooLarge
+from engine.runners.base import Capability, EngineFailed, Health, Overloaded, Stats, TooLarge, Unsupported
 from engine.runners.vllm.active import ActiveRequest
 from engine.runners.vllm.active_program import ActiveProgram
 from engine.runners.vllm.arguments import engine_arguments
@@ -31,22 +32,23 @@ from engine.runners.vllm.places import reports_address
 from engine.runners.vllm.ranks import Ranks
 from engine.runners.vllm.reports import ReportInbox
 from engine.runners.vllm.row_inbox import RowInbox
-from engine.runners.vllm.sampling import is_native
-from engine.runners.vllm.start import configured, setup_for, started
+from engine.runners.vllm.sampling import is_native, may_filter, needs_chain
+from engine.runners.vllm.speculation import engine_wide
+from engine.runners.vllm.start import configured, has_processor, setup_for, spoils_sampling, started
 from engine.runners.vllm.statistics import Counters
-from engine.settings import EngineSettings
+from engine.settings import EngineSettings, SettingsError
 from samplers.model_facts import NO_FACTS, ModelFacts
 from spec_decode.facts import SpecOffer
 
 _CHECK_S = 1.0  # between looks at whether the engine lives
 _POLL_S = 0.02
+_NO_CHAINS = "vLLM's first generation of processors has no place for samplers while it speculates"
 
 
 class VllmRunner:
     """Serves one model in vLLM's engine processes."""
 
     name = "vllm"
-    offer = SpecOffer(max_depth=0, trees=False)
 
     def __init__(
         self,
@@ -54,15 +56,22 @@ class VllmRunner:
         settings: EngineSettings,
         arguments: Mapping[str, Any],
         native: bool = True,
+        filter_rows: bool = True,
         on_fatal: Callable[[BaseException], None] | None = None,
         tokens: ModelFacts = NO_FACTS,
     ) -> None:
         """Load a folder or hub id and start the engine, which takes about a minute.
 
-        arguments: of vLLM's engine, by its names; native: vLLM may draw what needs no sampler of ours; tokens: what the
-        tokenizer knows. Raises SettingsError, or what vLLM raises for a model or arguments that it cannot use.
+        arguments: of vLLM's engine, by its names; native: vLLM may draw what needs no sampler of ours; filter_rows:
+        if so, it may draw from rows that samplers of ours leave, while it speculates; tokens: what the tokenizer knows.
+        Raises SettingsError, or what vLLM raises for a model or arguments that it cannot use.
         """
         config = configured(engine_arguments(model, settings, arguments))
+        self._speculation = engine_wide(config, settings.spec_max_len)
+        longest = 0 if self._speculation is None else settings.spec_max_len
+        self.offer = SpecOffer(max_depth=longest, trees=False, engine_wide=self._speculation)
+        self._draws_chains, self._spoils_sampling = has_processor(config), spoils_sampling(config)
+        self._filters = native and filter_rows and self._speculation is not None and self._draws_chains
         self.max_model_len = config.model_config.max_model_len
         try:
             generation = GenerationConfig.from_pretrained(model)
@@ -70,6 +79,12 @@ class VllmRunner:
             generation = GenerationConfig()
         self.eos_token_ids = eos_token_ids(generation, config.model_config.hf_text_config)
         self.generation_defaults = generation_defaults(generation)
+        rows = config.model_config.get_vocab_size()
+        self.vocab_size = rows if tokens.pieces is None else min(rows, len(tokens.pieces))
+        self._native = native and self.vocab_size == rows  # else vLLM might draw ids that are no tokens
+        if not (self._native or self._draws_chains):
+            why = "'vllm_native' is false" if self.vocab_size == rows else "the model has ids that are no tokens"
+            raise SettingsError(f"setting 'vllm_args': {_NO_CHAINS}, and {why}, so nobody could draw")
         self._folder = tempfile.TemporaryDirectory(prefix="drafthouse-")
         elsewhere = reports_address(config)
         self._reports = ReportInbox(elsewhere or str(Path(self._folder.name) / "reports"))
@@ -77,15 +92,14 @@ class VllmRunner:
         parallel = config.parallel_config
         ranks = parallel.data_parallel_size_local if parallel.local_engines_only else parallel.data_parallel_size
         self._slots = config.scheduler_config.max_num_seqs * ranks
-        rows = config.model_config.get_vocab_size()
-        self.vocab_size = rows if tokens.pieces is None else min(rows, len(tokens.pieces))
-        # rows are read from memory that vLLM's processes write to
-        self._rows = None if elsewhere is not None else RowInbox(self._slots, self.vocab_size)
+        # rows are written by samplers, into memory of this machine
+        reachable = elsewhere is None and self._draws_chains
+        self._rows = RowInbox(self._slots, self.vocab_size) if reachable else None
         programs = () if self._rows is None else (Capability.LOGIT_ROWS, Capability.FORK)
-        self.capabilities = frozenset({Capability.PROMPT_LOGPROBS, *programs})
+        drafts = () if self._speculation is None else (Capability.DRAFTS,)
+        self.capabilities = frozenset({Capability.PROMPT_LOGPROBS, *programs, *drafts})
         setup = setup_for(config, tokens, self._reports.address, self._rows)
         self.facts = setup.facts
-        self._native = native and self.vocab_size == rows  # else vLLM might draw ids that are no tokens
         self.llm = started(config, setup, self._counters)
         processor = "second" if config.use_v2_model_runner else "first"
         dtype = str(config.model_config.dtype).removeprefix("torch.")
@@ -108,6 +122,7 @@ class VllmRunner:
             raise Overloaded(health.reason)
         if request.max_tokens == 0 and len(request.prompt_ids) == self.max_model_len:
             raise TooLarge(f"vLLM scores prompts below its context of {self.max_model_len} tokens only")
+        self._check(request)
         self._admission.enter(request)
         self._guard = self._guard or asyncio.ensure_future(self._watch_engine())
         rank = self._ranks.enter(request)
@@ -122,7 +137,7 @@ class VllmRunner:
             self._active.pop(request.id).close()
 
     def follows_seed(self, request: DecodeRequest) -> bool:
-        return request.chain.greedy or not self._is_native(request)
+        return request.chain.greedy or not (self._is_native(request) or self._is_filtered(request))
 
     def abort(self, request_id: str, choice: int | None = None) -> None:
         if request_id in self._active:
@@ -140,7 +155,9 @@ class VllmRunner:
         active = self._active.values()
         choices = sum(one.unfinished for one in active if isinstance(one, ActiveRequest))
         programs = sum(one.unfinished for one in active if isinstance(one, ActiveProgram))
-        return self._counters.stats(choices, programs, self._pages, self._slots)
+        found = self._counters.stats(choices, programs, self._pages, self._slots)
+        drafts = {} if self._speculation is None else self._counters.speculation(self._speculation.source.name)
+        return replace(found, masked_rows=self._reports.masked_rows, speculation=drafts)
 
     async def close(self, grace_s: float = 30.0) -> None:
         self._closing = True
@@ -162,13 +179,26 @@ class VllmRunner:
 
     def _started(self, request: DecodeRequest, rank: int) -> ActiveRequest | ActiveProgram:
         if request.chain.program is None:
-            return ActiveRequest(request, self._is_native(request), self.llm, self._reports, rank)
+            native, filtered = self._is_native(request), self._is_filtered(request)
+            return ActiveRequest(request, native, self.llm, self._reports, rank, filtered)
         assert self._rows is not None
         run = ProgramRun(request, self.facts, self.vocab_size)
         return ActiveProgram(request, run, self.llm, self._reports, self._rows, self._thread, rank)
 
     def _is_native(self, request: DecodeRequest) -> bool:
         return (self._native or request.max_tokens == 0) and is_native(request)
+
+    def _is_filtered(self, request: DecodeRequest) -> bool:
+        return self._filters and not self._is_native(request) and may_filter(request)
+
+    def _check(self, request: DecodeRequest) -> None:
+        """Raises Unsupported for what nobody can draw while vLLM speculates."""
+        if not self._draws_chains and (field := needs_chain(request)) is not None:
+            message = f"'{field}': {_NO_CHAINS}. It draws itself without a seed, min_tokens, and samplers other than"
+            raise Unsupported(f"{message} temperature, top_k and top_p; the torch runner draws everything", field)
+        if self._spoils_sampling and request.max_tokens and not request.chain.greedy:
+            message = "vLLM's speculation on CPUs draws with other temperatures than it is told"
+            raise Unsupported(f"'temperature': {message}, so it has to be 0; the torch runner takes any", "temperature")
 
     async def _watch_engine(self) -> None:
         """vLLM says that its engine has died only to those who wait for it; a supervisor should know anyway."""

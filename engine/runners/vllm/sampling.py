@@ -13,32 +13,57 @@ from vllm.sampling_params import RequestOutputKind
 
 from engine.request import DecodeRequest
 from engine.runners.vllm.choice import Choice
+from samplers.chain import Item
+from samplers.registry import STAGES
 
 _HELD = 16  # tokens per output of choices that nobody reads as they grow
-_HOTTEST = 2.0  # vLLM's limit
+_COOLEST, _HOTTEST = 0.01, 2.0  # what is colder vLLM quietly makes as warm as this, what is hotter it refuses
+_PLAIN = ("temperature", "top_k", "top_p")
 
 
 def is_native(request: DecodeRequest) -> bool:
     """Whether vLLM draws the choices itself: greedy ones, and plain ones whose client has not given a seed, with random
     numbers that no seed of ours decides."""
+    return needs_chain(request) is None
+
+
+def needs_chain(request: DecodeRequest) -> str | None:
+    """The first field of a request that takes samplers of ours."""
     chain = request.chain
     if request.max_tokens == 0:
-        return True
-    if chain.program is not None or chain.given_order or request.min_tokens:
-        return False
+        return None
+    if chain.program is not None:
+        return "sampler"
+    if chain.given_order:
+        return "sampler_order"
+    if request.min_tokens:
+        return "min_tokens"
     if chain.greedy:
-        return not chain.stages
-    return not request.seeded and chain.draw.name == "iid" and _plain_values(request) is not None
+        return chain.stages[0].name if chain.stages else None
+    if request.seeded:
+        return "seed"
+    if chain.draw.name != "iid":
+        return "draw"
+    return next((item.name for item in chain.stages if not _is_plain(item)), None)
 
 
-def sampling_of(request: DecodeRequest, choice: int, native: bool) -> SamplingParams:
+def may_filter(request: DecodeRequest) -> bool:
+    """Whether vLLM may draw from the rows that the chain leaves: nothing but the law is asked for, and no state depends
+    on who draws."""
+    chain = request.chain
+    rebuilt = all(STAGES.get(item.name).resumable for item in chain.stages)
+    return rebuilt and not (chain.greedy or request.seeded or chain.draw.name != "iid")
+
+
+def sampling_of(request: DecodeRequest, choice: int, native: bool, filtered: bool = False) -> SamplingParams:
     """Parameters of one choice; with `max_tokens` 0 of a request that only scores its prompt. Only the first choice
-    asks for log-probabilities of the prompt."""
+    asks for log-probabilities of the prompt. filtered: vLLM draws from what the chain leaves."""
     if native:
-        draws = request.max_tokens > 0 and not request.chain.greedy
-        own: dict[str, Any] = (_plain_values(request) or {}) if draws else {"temperature": 0.0}
+        own: dict[str, Any] = {"temperature": 0.0}
+        if request.max_tokens > 0 and not request.chain.greedy:
+            own = {item.name: item.values[item.name] for item in request.chain.stages}
     else:
-        own = {"temperature": 0.0, "extra_args": Choice.of(request, choice).pack()}
+        own = {"temperature": float(filtered), "extra_args": Choice.of(request, choice, filtered).pack()}
     if request.delivery_interval_s and request.watch is None:
         own["stream_interval"] = _HELD
     return SamplingParams(
@@ -69,11 +94,9 @@ def row_sampling(choice: Choice, prompt_logprobs: int | None) -> SamplingParams:
     )
 
 
-def _plain_values(request: DecodeRequest) -> dict[str, Any] | None:
-    """vLLM's values of a chain with temperature, top-k and top-p at most. None: there is more to it."""
-    values: dict[str, Any] = {}
-    for item in request.chain.stages:
-        if item.name not in ("temperature", "top_k", "top_p") or item.values.get("dynatemp_range"):
-            return None
-        values[item.name] = item.values[item.name]
-    return values if values.get("temperature", 1.0) <= _HOTTEST and values.get("top_p", 1.0) > 0 else None
+def _is_plain(item: Item) -> bool:
+    """Whether vLLM has this stage, with these values."""
+    if item.name not in _PLAIN or item.values.get("dynatemp_range"):
+        return False
+    value = item.values[item.name]
+    return bool(value > 0 if item.name == "top_p" else _COOLEST <= value <= _HOTTEST or item.name == "top_k")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from vllm.engine.arg_utils import AsyncEngineArgs
 from vllm.platforms import current_platform
+from vllm.triton_utils import HAS_TRITON
 from vllm.v1.engine.async_llm import AsyncLLM
 
 from engine.runners.vllm.extras import Extras, ProcessorSetup
@@ -56,9 +57,20 @@ def setup_for(
     return ProcessorSetup(ModelFacts(tokens.pieces, tokens.special_ids), vocab_size, slots, reports, rows, row_slots)
 
 
+def has_processor(config: VllmConfig) -> bool:
+    """Whether samplers of ours can draw. vLLM's first generation refuses processors while it speculates."""
+    return config.use_v2_model_runner or config.speculative_config is None
+
+
+def spoils_sampling(config: VllmConfig) -> bool:
+    """Whether vLLM speculates with kernels that read temperature, top-k and top-p of sampled requests from memory that
+    nobody has written: its kernels for CPUs fill a copy of what is read (`_expand_kernel_impl`, vLLM 0.32)."""
+    return config.speculative_config is not None and current_platform.is_cpu() and not HAS_TRITON
+
+
 def install(config: VllmConfig, setup: ProcessorSetup) -> None:
-    """Have the engine's processes use our processor."""
-    config.model_config.logits_processors = [ADAPTERS[config.use_v2_model_runner]]
+    """Have the engine's processes use our processor. Where there is no place for it, nothing is drawn by ours."""
+    config.model_config.logits_processors = [ADAPTERS[config.use_v2_model_runner]] if has_processor(config) else None
     config.additional_config = Extras(config.additional_config, setup)
 
 

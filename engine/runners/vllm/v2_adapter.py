@@ -1,6 +1,7 @@
 """Our chains behind the second generation of vLLM's logits processors: stable request slots, history on the device.
 
-Live on GPUs. vLLM imports this module by name, in its processes too. Without drafts every request has one row.
+Live on GPUs. vLLM imports this module by name, in its processes too. A request has one row, and another one behind each
+of its drafts; a step may come in several calls, each with some of the requests.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 from vllm.v1.worker.gpu.sample.logits_processor import LogitsContext, LogitsProcessor, LogitsProcRequestState
 
@@ -40,6 +42,7 @@ class V2Adapter(LogitsProcessor):
         return choice is not None
 
     def apply_staged_writes(self) -> None:
+        self._core.begin_step()
         for req_idx, choice in self._entering.items():
             prompt = int(self._states.prompt_len.np[req_idx])
             known = self._states.all_token_ids.gpu[req_idx, : int(self._states.total_len.gpu[req_idx])].tolist()
@@ -49,16 +52,23 @@ class V2Adapter(LogitsProcessor):
 
     def apply(self, logits: Tensor, ctx: LogitsContext) -> Tensor:
         """logits: [rows, W] fp32; returned after writing to it. Rows inside a prompt draw nothing."""
-        of_row = ctx.expanded_idx_mapping.tolist()
-        mine = [row for row, req_idx in enumerate(of_row) if req_idx in self._seated]
-        if not mine:
+        if not self._seated:
             return logits
-        ahead = (ctx.pos + 1).tolist()  # tokens before the one to be drawn
-        counts = {row: ahead[row] - int(self._states.prompt_len.np[of_row[row]]) for row in mine}
-        rows = {row: of_row[row] for row, count in counts.items() if count >= 0}
-        if rows:
-            self._read({req_idx: counts[row] for row, req_idx in rows.items()})
-            self._core.draw(logits, {row: self._seated[req_idx] for row, req_idx in rows.items()})
+        told = (ctx.expanded_idx_mapping, ctx.expanded_local_pos, ctx.pos, ctx.input_ids)
+        of_row, depths, last, ids = torch.stack([one.long() for one in told]).tolist()  # in one copy
+        first: dict[int, int] = {}  # row of the next token -> vLLM's slot
+        drafts: dict[int, list[int]] = {}
+        counts: dict[int, int] = {}  # by vLLM's slot: output tokens before it
+        for row, (req_idx, depth) in enumerate(zip(of_row, depths, strict=True)):
+            if req_idx not in self._seated:
+                continue
+            if depth:
+                drafts.setdefault(row - depth, []).append(ids[row])
+            elif (count := last[row] + 1 - int(self._states.prompt_len.np[req_idx])) >= 0:
+                first[row], counts[req_idx] = req_idx, count
+        if first:
+            self._read(counts)
+            self._core.draw(logits, {row: self._seated[req_idx] for row, req_idx in first.items()}, drafts)
         return logits
 
     def _read(self, counts: Mapping[int, int]) -> None:
