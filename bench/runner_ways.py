@@ -117,35 +117,35 @@ def torch_arguments(threads: int) -> list[str]:
     ]
 
 
-def rig(vllm_python: str, torch_python: str, threads: int, profiles: Path | None = None) -> Rig:
-    """All servers on CPU, with so many threads for the model; vLLM's are bound to the last of the cores. Raises
-    NoInterpreter."""
+def rig(vllm_python: str, torch_python: str, threads: int, torch_threads: int, profiles: Path | None = None) -> Rig:
+    """All servers on CPU; the model computes on `threads` threads inside vLLM, bound to the last of the cores, and on
+    `torch_threads` in the torch runner. Raises NoInterpreter."""
     bound = ",".join(map(str, sorted(os.sched_getaffinity(0))[-threads:]))
-    environment = {
-        "CUDA_VISIBLE_DEVICES": "",
-        "OMP_NUM_THREADS": str(threads),
-        "VLLM_CPU_OMP_THREADS_BIND": bound,
-    }
+
+    def environment(count: int) -> dict[str, str]:
+        return {"CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": str(count), "VLLM_CPU_OMP_THREADS_BIND": bound}
 
     def vllm_server() -> HttpServer:
         entry = [vllm_python, "-m", "vllm.entrypoints.openai.api_server", "--host", "127.0.0.1"]
         return HttpServer(
-            lambda port: [*entry, "--port", str(port), *vllm_arguments()], environment, PATIENCE_S, quiet=True
+            lambda port: [*entry, "--port", str(port), *vllm_arguments()], environment(threads), PATIENCE_S, quiet=True
         )
 
-    def ours(python: str, arguments: list[str]) -> HttpServer:
-        return ServerProcess(*arguments, python=python, environment=environment, patience_s=PATIENCE_S, quiet=True)
+    def ours(python: str, arguments: list[str], count: int) -> HttpServer:
+        return ServerProcess(
+            *arguments, python=python, environment=environment(count), patience_s=PATIENCE_S, quiet=True
+        )
 
     conditions = (
         f"vLLM with {versions(vllm_python, ('vllm', 'vllm-cpu'), ('torch',))}; torch runner with "
-        f"{versions(torch_python, ('torch',))}. {threads} thread{'s' * (threads > 1)} for the model, of vLLM bound to "
-        f"core {bound}; the rest of every server runs where it wants."
+        f"{versions(torch_python, ('torch',))}. Threads of the model: {threads} over vLLM, bound to core {bound}, and "
+        f"{torch_threads} in the torch runner; the rest of every server runs where it wants."
     )
     return Rig(
         {
             VLLM: vllm_server,
-            OURS: lambda: ours(vllm_python, our_arguments()),
-            TORCH: lambda: ours(torch_python, torch_arguments(threads)),
+            OURS: lambda: ours(vllm_python, our_arguments(), threads),
+            TORCH: lambda: ours(torch_python, torch_arguments(torch_threads), torch_threads),
         },
         conditions,
         profiles,

@@ -33,9 +33,11 @@ def main(
     threads: int,
     vllm_python: str | None = None,
     torch_python: str | None = None,
+    torch_threads: int | None = None,
     profile: bool = False,
 ) -> None:
-    """profile: after everything else; the samples go to `output`, which has to be given.
+    """torch_threads: of the torch runner, if they are to differ; profile: after everything else; the samples
+    go to `output`, which has to be given.
 
     Raises figures.NoFigures, NoInterpreter and NoProfiler before anything is measured, RuntimeError for a server that
     fails, and claims.Violated, when everything has been written, if texts differ that have to be the same."""
@@ -45,11 +47,12 @@ def main(
     if profile:
         runner_profile.require()
     of_vllm, of_torch = vllm_python or python_with_vllm(), torch_python or sys.executable
-    measured_with = rig(of_vllm, of_torch, threads, output if profile else None)
+    measured_with = rig(of_vllm, of_torch, threads, torch_threads or threads, output if profile else None)
     torch.set_num_threads(threads)
     set_environment()
     signal.signal(signal.SIGTERM, _leave)  # or servers would be left behind, standing still
     options = ["--quick" * quick, "--profile" * profile, f"--threads {threads}" * (threads != THREADS)]
+    options.append(f"--torch-threads {torch_threads}" if torch_threads else "")
     command = " ".join(["drafthouse bench runners", *filter(None, options)])
     claims.require(PART.run("runners", measured_with, quick, command, output))
 

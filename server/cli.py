@@ -483,6 +483,9 @@ def bench_runners(
         bool, typer.Option(help="afterwards also say where time goes, with py-spy; stacks go to --output")
     ] = False,
     threads: Annotated[int, typer.Option(min=1, help=_help("threads"))] = 1,
+    torch_threads: Annotated[
+        int | None, typer.Option(min=1, help="the same for the torch runner alone, if it is to differ")
+    ] = None,
 ) -> None:
     """What the runners cost beside vLLM's own server, through HTTP with the embedded model on CPU.
 
@@ -503,7 +506,7 @@ def bench_runners(
     from bench.runners import main as run_bench
 
     try:
-        run_bench(output, quick, threads, vllm_python, torch_python, profile)
+        run_bench(output, quick, threads, vllm_python, torch_python, torch_threads, profile)
     except Violated as error:
         fail(f"does not hold: {error}", status=1)
     except (NoFigures, OSError, RuntimeError, httpx.HTTPError) as error:

@@ -52,7 +52,9 @@ class Table:
     most: int = 0  # that ran at once
     stuck: Callable[[int], bool] = lambda number: False  # whether this request, counted from 0, is never answered
 
-    async def generate(self, prompt: Any, params: Any, request_id: str, priority: int = 0) -> AsyncIterator[Any]:
+    async def generate(
+        self, prompt: Any, params: Any, request_id: str, priority: int, data_parallel_rank: int
+    ) -> AsyncIterator[Any]:
         ids, number = prompt["prompt_token_ids"], len(self.asked)
         self.asked.append(request_id)
         self.arrivals.append(prompt["arrival_time"])
