@@ -144,6 +144,15 @@ def dead_ends() -> Any:
 
 @pytest.mark.usefixtures("dead_ends")
 @pytest.mark.parametrize("nan", [False, True])
+async def test_choices_that_masks_end_are_counted(nan: bool) -> None:
+    async with speculating(table_executor(TABLE), []) as running:
+        await ask(running.engine, request({"dead_end": 3, "dead_end_with_nan": nan}, n=2))
+        await ask(running.engine, request({}, "b"))
+        assert running.engine.stats().masked_rows == (0 if nan else 2)
+
+
+@pytest.mark.usefixtures("dead_ends")
+@pytest.mark.parametrize("nan", [False, True])
 @pytest.mark.parametrize("verifier", ["match", "token", "block", "traversal"])
 @pytest.mark.parametrize("more", [{}, {"presence_penalty": 0.3}], ids=str)
 @pytest.mark.parametrize("place", [3, 5, 8])

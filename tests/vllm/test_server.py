@@ -118,10 +118,11 @@ def test_log_probabilities_are_those_of_the_model(raw: httpx.Client, torch_raw: 
         assert one == pytest.approx(other, abs=1e-3)
 
 
-def test_a_choice_without_tokens_fails_alone(raw: httpx.Client) -> None:
+def test_a_choice_without_tokens_fails_alone(vllm_server: Live, raw: httpx.Client) -> None:
     """The only allowed token becomes a bad word behind another one, which only some choices draw."""
     error = refused(raw, max_tokens=4, seed=1, allowed_token_ids=[40], bad_words=["C"], sampler=["min_p"])
     assert error["code"] == "constraint_unsatisfiable"
+    assert vllm_server.runner.stats().masked_rows
     assert len(ids(raw, seed=1)[0]) == 12
 
 
