@@ -221,6 +221,7 @@ def test_a_row_without_tokens_is_reported(setup: Any) -> None:
     assert torch.equal(adapter.apply(row.clone()), row)
     report = setup.inbox.of(f"{one.id}/0", [9], 0)
     assert report is not None and (report.position, report.code) == (0, "constraint_unsatisfiable")
+    setup.inbox.count(report)
     assert setup.inbox.masked_rows == 1
     setup.inbox.forget(report.key)
     assert setup.inbox.of(report.key, [9], 0) is None

@@ -10,6 +10,7 @@ import pytest
 
 from engine.runners.vllm.reports import Report, ReportInbox, ReportSender
 
+TOKENS = (5, 6, 7, 8)  # of a choice, as far as they are known
 FIRST = Report("a/0", 3, "constraint_unsatisfiable", "no token ✗")
 
 
@@ -24,23 +25,23 @@ def test_what_is_sent_is_there_when_send_returns(inbox: ReportInbox) -> None:
     sender = ReportSender(inbox.address)
     for number in range(50):
         sender.send(Report(f"a/{number}", number, "internal_error", "x"))
-        report = inbox.of(f"a/{number}")
+        report = inbox.of(f"a/{number}", TOKENS, number)
         assert report is not None and report.position == number
 
 
 def test_the_first_report_of_a_choice_counts_whoever_sends_it(inbox: ReportInbox) -> None:
     ReportSender(inbox.address).send(FIRST)
     ReportSender(inbox.address).send(Report("a/0", 4, "internal_error", "later"))
-    assert inbox.of("a/0") == FIRST
+    assert inbox.of("a/0", TOKENS, 0) == FIRST
     inbox.forget("a/0")
-    assert inbox.of("a/0") is None
+    assert inbox.of("a/0", TOKENS, 0) is None
 
 
 def test_what_nobody_asks_for_is_not_kept_for_ever(inbox: ReportInbox) -> None:
     sender = ReportSender(inbox.address)
     for number in range(4097):
         sender.send(Report(f"a/{number}", 0, "internal_error", ""))
-    assert inbox.of("a/0") is None and inbox.of("a/4096") is not None
+    assert inbox.of("a/0", TOKENS, 0) is None and inbox.of("a/4096", TOKENS, 0) is not None
 
 
 def test_noise_ends_its_connection_only(inbox: ReportInbox) -> None:
@@ -49,7 +50,7 @@ def test_noise_ends_its_connection_only(inbox: ReportInbox) -> None:
         stranger.sendall(b"GET / HTTP/1.1\r\n")
         assert stranger.recv(1) == b""
     ReportSender(inbox.address).send(FIRST)
-    assert inbox.of("a/0") == FIRST
+    assert inbox.of("a/0", TOKENS, 0) == FIRST
 
 
 def test_an_inbox_that_has_closed_is_an_error(inbox: ReportInbox) -> None:
