@@ -58,6 +58,7 @@ class DecodeRequest:
     scored_from: int = 1  # index of a prompt token, at least 1
     processed_logprobs: bool = False  # report the final row instead of the raw one
     logprob_token_ids: tuple[int, ...] = ()  # report these ids as well, for every generated token
+    compared: bool = False  # choices are, by their log-probabilities: they have to be known, also if `logprobs` is None
     watch: Callable[[], Watch] | None = None  # makes what follows each choice; `logprobs` must be asked for
     trace: int | None = None  # k: say what every stage did to each token's row, on about k candidates
     priority: int = 0  # lower runs first
@@ -98,7 +99,7 @@ class Delta:
 
     choice: int  # 0-based within the request
     token_ids: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)  # raw, one per token
+    logprobs: list[float] = field(default_factory=list)  # raw, one per token; none where nobody asked and it costs
     scores: list[TokenScore] = field(default_factory=list)  # one per token when logprobs were asked for
     traces: list[TokenTrace | None] = field(default_factory=list)  # one per token when asked for; None: not known
     finish: Finish | None = None

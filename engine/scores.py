@@ -7,14 +7,53 @@ ends with impossible ones (-inf).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 
-from engine.request import TokenScore
+from engine.request import DecodeRequest, TokenScore
 from samplers.rows import highest
 
 _CHUNK = 2**24  # elements of a chunk of rows; a whole prompt over a large vocabulary would take gigabytes
 Top = tuple[tuple[int, float], ...]
+
+
+class ScoreQuestion(NamedTuple):
+    """What a request wants to know of each of its tokens."""
+
+    processed: bool  # by the row after the samplers
+    top: int  # of the most probable ones as well
+    extra: tuple[int, ...]  # of these ids as well
+
+    @classmethod
+    def of(cls, request: DecodeRequest) -> ScoreQuestion | None:
+        """None: nothing."""
+        if request.logprobs is None:
+            return None
+        return cls(request.processed_logprobs, request.logprobs, request.logprob_token_ids)
+
+
+def asked_scores(
+    questions: Sequence[ScoreQuestion | None], raw: Tensor, processed: Tensor, tokens: Tensor
+) -> list[TokenScore | None]:
+    """The answers about the token of each row: one call per distinct question, not per row. None: there is no question.
+
+    raw, processed: [R, V]; tokens: [R].
+    """
+    asked: dict[ScoreQuestion, list[int]] = {}
+    for row, question in enumerate(questions):
+        if question is not None:
+            asked.setdefault(question, []).append(row)
+    found: list[TokenScore | None] = [None] * len(questions)
+    for question, members in asked.items():
+        source, own = processed if question.processed else raw, tokens
+        if len(members) < len(questions):
+            source, own = source[members], own[members]
+        for row, score in zip(members, token_scores(source, own, question.top, question.extra), strict=True):
+            found[row] = score
+    return found
 
 
 def token_logprobs(logits: Tensor, tokens: Tensor) -> Tensor:

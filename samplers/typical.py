@@ -13,8 +13,7 @@ from samplers.registry import STAGES
 from samplers.rows import descending, log_total_and_entropy
 from samplers.stage import BaseStage
 
-_HALVINGS = 64  # of the distance between the farthest token that counts and none: beyond what fp64 can tell apart
-_ASKED = 8  # halvings after which it is asked whether all rows are settled
+_PROBES = 127  # tokens that are looked at together, on either side of the expected logit
 
 
 @STAGES.register
@@ -39,45 +38,43 @@ def _window(ordered: Tensor, mass: Tensor, expected: Tensor, wanted: Tensor) -> 
     wanted mass.
 
     ordered: [R, V] fp32, falling; mass: [R, V] fp64, of the first i + 1 tokens; expected, wanted: [R, 1] fp64. Tokens
-    of nearly equal surprisal are neighbours in a sorted row, so the distance is bisected and nothing is sorted by it.
+    of nearly equal surprisal are neighbours in a sorted row, so nothing is sorted by distance: above and below the
+    expected logit distances rise, and the first token whose distance is enough is searched for on both sides at once.
     """
-    rising = -ordered
+    vocab = ordered.shape[1]
+    offsets = expected - ordered  # [R, V] fp64, rising
     finite = (ordered > -torch.inf).sum(1, keepdim=True).clamp(min=1)  # an emptied row only has to get through
+    middle = torch.minimum(torch.searchsorted(offsets, torch.zeros_like(expected)), finite)
 
-    def window(distance: Tensor) -> tuple[Tensor, Tensor]:
-        """[low, high) of the tokens within the distance."""
-        low = torch.searchsorted(rising, _up(-expected - distance))
-        high = torch.searchsorted(rising, _down(distance - expected), right=True)
-        return low, torch.minimum(high, finite)
+    def window(distances: Tensor) -> tuple[Tensor, Tensor]:
+        """[low, high) of the tokens within these distances; all [R, K]."""
+        low = torch.searchsorted(offsets, -distances)
+        return low, torch.minimum(torch.searchsorted(offsets, distances, right=True), finite)
 
-    def held(low: Tensor, high: Tensor) -> Tensor:
+    def enough(distances: Tensor) -> Tensor:
+        low, high = window(distances)
         before = mass.gather(1, (low - 1).clamp(min=0)).masked_fill(low == 0, 0.0)
-        return mass.gather(1, (high - 1).clamp(min=0)) - before
+        return (high > low) & (mass.gather(1, (high - 1).clamp(min=0)) - before >= wanted)
 
-    near = torch.zeros_like(expected)
-    inside = torch.zeros_like(finite)  # tokens within the distance that is too short
-    # the last token that adds to the mass: those behind it may be at distances that leave the others no resolution
-    farthest = ordered.gather(1, (mass < mass[:, -1:]).sum(1, keepdim=True))
-    far = torch.maximum((ordered[:, :1] - expected).abs(), (farthest - expected).abs()) * (1 + 1e-12)
-    low, high = torch.zeros_like(finite), finite  # should rounding leave even the whole row below the wanted mass
-    for step in range(1, 1 + _HALVINGS):
-        middle = (near + far) / 2
-        a, b = window(middle)
-        enough = (b > a) & (held(a, b) >= wanted)
-        far, near = torch.where(enough, middle, far), torch.where(enough, near, middle)
-        low, high = torch.where(enough, a, low), torch.where(enough, b, high)
-        inside = torch.where(enough, inside, (b - a).clamp(min=0))
-        if step % _ASKED == 0 and bool((high - low - inside <= 1).all()):
-            break  # a single token lies between the two distances: the crossing one
-    return ordered.gather(1, low), ordered.gather(1, high - 1)
+    def distances(ranks: Tensor) -> Tensor:
+        """[R, 2 K] of tokens above the expected logit and below it. ranks: [R, 2, K], counted from there."""
+        places = torch.cat([middle - 1 - ranks[:, 0], middle + ranks[:, 1]], 1)
+        return offsets.gather(1, places.clamp(0, vocab - 1)).abs()
 
-
-def _up(bound: Tensor) -> Tensor:
-    """The smallest fp32 number that is not below the fp64 one."""
-    near = bound.float()
-    return torch.where(near.double() < bound, near.nextafter(torch.full_like(near, torch.inf)), near)
-
-
-def _down(bound: Tensor) -> Tensor:
-    """The largest fp32 number that is not above the fp64 one."""
-    return -_up(-bound)
+    sizes = torch.cat([middle, finite - middle], 1).unsqueeze(2)  # [R, 2, 1]
+    # the last rank on either side that is known to be too near, and the first one known to be far enough
+    near, far = torch.full_like(sizes, -1), sizes
+    steps = torch.arange(1, 1 + _PROBES, device=ordered.device)
+    between = vocab + 1
+    while between > 1:
+        probes = near + (far - near) * steps // (1 + _PROBES)
+        fits = enough(distances(probes)).unflatten(1, (2, -1)) & (probes > near)
+        known = torch.cat([near, probes, far], 2)
+        short = (~fits).sum(2, keepdim=True)  # they come first
+        near, far = known.gather(2, short), known.gather(2, short + 1)
+        between = -(-between // (1 + _PROBES))
+    # should rounding leave even the whole row below the wanted mass, all of it is kept
+    crossing = distances(far).masked_fill((far >= sizes).squeeze(2), torch.inf).amin(1, keepdim=True)
+    low, high = window(crossing)
+    low = low.masked_fill(~expected.isfinite(), 0)  # what is infinite in a row has to stay where it is seen
+    return ordered.gather(1, low.clamp(max=vocab - 1)), ordered.gather(1, (high - 1).clamp(min=0))

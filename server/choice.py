@@ -50,7 +50,7 @@ class End:
 
     reason: str  # 'stop' or 'length'
     stop_reason: str | int | None
-    cumulative_logprob: float
+    cumulative_logprob: float | None  # None: the runner has not been asked for it
     failure: dict[str, str] | None = None
     details: Mapping[str, Any] = field(default_factory=dict)  # what a program or samplers say about the choice
 
@@ -113,7 +113,7 @@ class ChoiceStream:
             self._event.prompt_ids = request.prompt_ids
         self._released = 0  # characters given out
         # up to the token that ends the text: those behind a stop string arrive or not, as timing has it
-        self._cumulative_logprob = 0.0
+        self._cumulative_logprob: float | None = 0.0
 
     def feed(self, delta: Delta) -> list[ChoiceEvent]:
         """Events of a delta; the last one has `end` when the choice is over."""
@@ -122,7 +122,7 @@ class ChoiceStream:
         last = len(delta.token_ids) - 1
         for at, token in enumerate(delta.token_ids):
             ending = finish is not None and finish.stop_token_id is not None and at == last
-            self._cumulative_logprob += delta.logprobs[at]
+            self._add_logprob(delta.logprobs[at] if delta.logprobs else None)
             if self._request.trace is not None:
                 self._event.traces.append(delta.traces[at] if delta.traces else None)
             self._token(token, delta.scores[at] if delta.scores else None, ending)
@@ -137,6 +137,10 @@ class ChoiceStream:
         elif self._due():
             events.append(self._take())
         return events
+
+    def _add_logprob(self, logprob: float | None) -> None:
+        known = self._cumulative_logprob
+        self._cumulative_logprob = None if known is None or logprob is None else known + logprob
 
     def _due(self) -> bool:
         """Whether to send what there is: something to see, and as many tokens as were asked for."""

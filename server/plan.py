@@ -225,6 +225,7 @@ def make_plan(
                 prompt_logprobs=prompt_logprobs,
                 processed_logprobs=body.logprobs_mode == "processed",
                 logprob_token_ids=tuple(body.logprob_token_ids or ()),
+                compared=vote is not None or best_of is not None,
                 trace=CANDIDATES if traced else None,
                 priority=body.priority or 0,
                 cache_salt=body.cache_salt or "",

@@ -137,4 +137,5 @@ def _mean_logprob(event: ChoiceEvent) -> float:
     assert event.end is not None
     if event.end.failure is not None:
         return float("-inf")
+    assert event.end.cumulative_logprob is not None
     return event.end.cumulative_logprob / max(1, len(event.token_ids))

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import AsyncIterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from engine.request import TokenScore
-from server.answers.logprobs import FLOOR
+from server.answers.logprobs import finite
 from server.answers.trace import CANDIDATES
 from server.choice import ChoiceEvent, End
 from server.generate import NO_TOKENS, Step, Tokens, Vote
@@ -145,7 +144,7 @@ def end_fields(end: End) -> dict[str, Any]:
     fields: dict[str, Any] = {
         "finish_reason": end.reason,
         "stop_reason": end.stop_reason,
-        "cumulative_logprob": end.cumulative_logprob if math.isfinite(end.cumulative_logprob) else FLOOR,
+        "cumulative_logprob": None if end.cumulative_logprob is None else finite(end.cumulative_logprob),
     }
     if end.details:
         fields["drafthouse"] = dict(end.details)

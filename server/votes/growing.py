@@ -47,15 +47,15 @@ class Growing:
             self._events = [event]
         end = event.end
         assert end is not None
-        failed = end.failure is not None
+        total = None if end.failure is not None else end.cumulative_logprob
         return Sample(
             self.index,
             event.text,
             token_ids=tuple(event.token_ids),
             n_tokens=self.tokens,
-            mean_logprob=end.cumulative_logprob / self.tokens if self.tokens and not failed else None,
+            mean_logprob=total / self.tokens if self.tokens and total is not None else None,
             finish_reason=end.reason,
-            abstain_reason=FAILED if failed else end.details.get("ended_early"),
+            abstain_reason=FAILED if end.failure is not None else end.details.get("ended_early"),
             weight=_weight(end.details),
             entropies=self._known("entropies", self._entropies),
             confidences=self._known("confidences", self._confidences),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,8 +14,9 @@ from engine.request import DecodeRequest
 from engine.runners.vllm.chain_core import ChainCore
 from engine.runners.vllm.choice import Choice
 from engine.runners.vllm.extras import ProcessorSetup
-from engine.runners.vllm.reports import Report
+from engine.runners.vllm.reports import Account, Report
 from engine.runners.vllm.row_block import LogitRow, Place
+from engine.scores import ScoreQuestion, asked_scores
 from samplers.model_facts import NO_FACTS
 from samplers.programs.branch import Branch, Limits
 from samplers.rng import Stream
@@ -25,11 +27,11 @@ VOCAB = 60
 CPU = torch.device("cpu")
 
 
-class Sent(list[Report]):
+class Sent(list[Report | Account]):
     """Takes reports."""
 
-    def send(self, report: Report) -> None:
-        self.append(report)
+    def send(self, said: Sequence[Report | Account]) -> None:
+        self += said
 
 
 class Written(dict[Place, LogitRow]):
@@ -127,6 +129,41 @@ def test_drawing_again_gives_the_same() -> None:
             own.draw(logits, {0: (slot, [])})
             found.append(token_of(logits[0]))
         assert found == expected(one, 0, 1) * 2
+
+
+QUESTIONS: list[dict[str, Any]] = [
+    {"logprobs": 2, "processed_logprobs": True, "trace": 3},
+    {"logprobs": 0, "logprob_token_ids": (7, 3)},
+    {"trace": 1},
+    {"logprobs": 4},  # vLLM says that itself
+]
+
+
+def test_what_is_asked_is_said_of_every_token() -> None:
+    requests = [request_of({"min_p": 0.05, "temperature": 0.8}, n=4, **asked) for asked in QUESTIONS]
+    own, sent = core()
+    outputs = run(own, requests, 3)
+    said = {(one.key, one.position): one for one in sent if isinstance(one, Account)}
+    assert len(said) == len(sent) == 9 and all(not key.startswith(requests[3].id) for key, _ in said)
+    for at, one in enumerate(requests[:3]):
+        stack = SamplerStack(1, VOCAB, CPU)
+        stack.admit(0, one.chain, seed=one.seed, choice=at, prompt_ids=one.prompt_ids, n=one.n)
+        for step in range(3):
+            raw, token = rows(4, step)[at : at + 1], torch.tensor([outputs[at][step]])
+            account = said[f"{one.id}/{at}", step]
+            shaped = stack.sample(raw, np.array([0]), np.array([step])).processed
+            assert [account.score] == asked_scores([ScoreQuestion.of(one)], raw, shaped, token)
+            assert (account.trace is None) == (one.trace is None)
+            if account.trace is not None:
+                assert account.trace.token == token[0] and "min_p" in [stage.name for stage in account.trace.stages]
+
+
+def test_of_a_row_without_a_token_nothing_else_is_said() -> None:
+    own, sent = core()
+    one = request_of({}, logprobs=0, logprob_token_ids=(3,))
+    logits = torch.full((1, VOCAB), -torch.inf)
+    own.draw(logits, {0: (own.seat(Choice.of(one, 0), one.prompt_ids, []), [])})
+    assert [type(said) for said in sent] == [Report]
 
 
 def test_state_survives_an_absence() -> None:

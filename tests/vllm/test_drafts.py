@@ -166,6 +166,7 @@ def test_an_empty_row_behind_a_draft_ends_the_choice_there(setup: Any) -> None:
     expected, _, [(one, params)] = without_drafts(setup, ["plain"])
     for drafts, ends in ((expected[0][:1], 1), ([(expected[0][0] + 1) % VOCAB], None)):
         state = State()
+        setup.inbox.expect(f"{one.id}/0")
         adapter = V2Adapter(setup.config, state)  # type: ignore[arg-type]
         state.write(0, list(one.prompt_ids), [])
         adapter.add_request(0, params)
@@ -175,7 +176,6 @@ def test_an_empty_row_behind_a_draft_ends_the_choice_there(setup: Any) -> None:
         adapter.apply(logits, context(state, [0], drafts=[drafts]))
         report = setup.inbox.of(f"{one.id}/0", [expected[0][0], 9], 0)
         assert (None if report is None else report.position) == ends
-        setup.inbox.forget(f"{one.id}/0")
 
 
 # --- rows that vLLM draws from

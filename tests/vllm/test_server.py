@@ -154,10 +154,6 @@ def test_a_client_that_leaves_ends_its_request(vllm_server: Live, raw: httpx.Cli
     [
         ({"sampler": "superposed"}, "sampler"),
         ({"spec_decode": {"draft": "suffix"}}, "spec_decode"),
-        ({"logprobs": 1, "logprobs_mode": "processed"}, "logprobs_mode"),
-        ({"logprobs": 1, "logprob_token_ids": [4]}, "logprob_token_ids"),
-        ({"prompt_boundary": "heal"}, "prompt_boundary"),
-        ({"return_sampler_trace": True, "max_tokens": 4}, "return_sampler_trace"),
     ],
 )
 def test_what_the_runner_cannot_do_is_refused(raw: httpx.Client, fields: dict[str, Any], param: str) -> None:

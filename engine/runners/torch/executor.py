@@ -16,14 +16,14 @@ import torch
 from torch import Tensor
 
 from engine.executor import Drafting, Drawn, Failure, OutOfDeviceMemory, Row, StepResult
-from engine.request import DecodeRequest, TokenScore
+from engine.request import TokenScore
 from engine.runners.torch.costs import plain_costs, verify_costs
 from engine.runners.torch.loader import LoadedModel, Sizes
 from engine.runners.torch.packing import Chunk, order
 from engine.runners.torch.paged_model import PagedModel
 from engine.runners.torch.verify_drafts import Drafted, DraftJudge
 from engine.scheduler import Work
-from engine.scores import token_logprobs, token_scores
+from engine.scores import ScoreQuestion, asked_scores, token_logprobs, token_scores
 from engine.sequence import Sequence
 from samplers.rng import Noise
 from samplers.stack import SamplerStack
@@ -171,8 +171,8 @@ class TorchExecutor:
         failures = dict(sampled.failures)
         for row, trace in sampled.traces.items():
             drawn[row].trace = trace
-        asked = [None if one.active.family is not None else one.active.request for one in drawers]
-        scores = self._scores(asked, logits, sampled.processed, sampled.tokens)
+        asked = [None if one.active.family is not None else ScoreQuestion.of(one.active.request) for one in drawers]
+        scores = asked_scores(asked, logits, sampled.processed, sampled.tokens)
         for one, score in zip(drawn, scores, strict=True):
             one.scores = [] if score is None else [score]
         plain = [i for i, one in enumerate(drawn) if i not in failures and one.sequence.active.family is None]
@@ -199,11 +199,11 @@ class TorchExecutor:
         if len(rows):
             raw = logits[rows]
             logprobs = token_logprobs(raw, tokens).tolist()
-            asked = [one.drafted.sequence.active.request for one in judged for _ in one.tokens]
+            asked = [ScoreQuestion.of(one.drafted.sequence.active.request) for one in judged for _ in one.tokens]
             shaped = raw
-            if any(request.logprobs is not None and request.processed_logprobs for request in asked):
+            if any(question is not None and question.processed for question in asked):
                 shaped = torch.stack([rows[row] for one in judged for rows, row in one.shaped])
-            scores = self._scores(asked, raw, shaped, tokens)
+            scores = asked_scores(asked, raw, shaped, tokens)
         at = 0
         for one in judged:
             sequence, count = one.drafted.sequence, len(one.tokens)
@@ -229,26 +229,6 @@ class TorchExecutor:
             for sequence in behind:
                 sequence.heard += 1
             behind = [sequence for sequence in behind if sequence.heard < sequence.position]
-
-    @staticmethod
-    def _scores(
-        requests: Many[DecodeRequest | None], raw: Tensor, processed: Tensor, tokens: Tensor
-    ) -> list[TokenScore | None]:
-        """What was asked for about the token of each row: one call per distinct question, not per request. None: that
-        request asks for nothing. raw, processed: [R, V]; tokens: [R]."""
-        asked: dict[tuple[bool, int, tuple[int, ...]], list[int]] = {}
-        for i, request in enumerate(requests):
-            if request is not None and request.logprobs is not None:
-                question = (request.processed_logprobs, request.logprobs, request.logprob_token_ids)
-                asked.setdefault(question, []).append(i)
-        found: list[TokenScore | None] = [None] * len(requests)
-        for (use_processed, top, extra), members in asked.items():
-            source, own = processed if use_processed else raw, tokens
-            if len(members) < len(requests):
-                source, own = source[members], own[members]
-            for i, score in zip(members, token_scores(source, own, top, extra), strict=True):
-                found[i] = score
-        return found
 
     @torch.inference_mode()
     def mend(self, sequence: Sequence) -> set[int]:

@@ -16,7 +16,7 @@ from engine.runners.vllm.delivery import Delivery
 from engine.runners.vllm.failures import runner_error
 from engine.runners.vllm.outputs import delta_of, prompt_output
 from engine.runners.vllm.reports import ReportInbox
-from engine.runners.vllm.sampling import sampling_of
+from engine.runners.vllm.sampling import asks_more, sampling_of
 from engine.runners.vllm.statistics import drafts_of
 from spec_decode.statistics import SpecStatistics
 
@@ -79,6 +79,7 @@ class ActiveRequest:
         prompt = tokens_input([*request.prompt_ids, *request.begun], cache_salt=request.cache_salt or None)
         params = sampling_of(request, choice, self._native, self._filtered)
         position, watch = len(request.begun), None if request.watch is None else request.watch()
+        self._reports.expect(key)
         try:
             generated = self._llm.generate(
                 prompt, params, key, priority=request.priority, data_parallel_rank=self._rank
@@ -87,6 +88,7 @@ class ActiveRequest:
                 async for one in outputs:
                     output = self._read(one, choice)
                     for delta in output.deltas.values():
+                        self._explain(delta, key, position)
                         self._cut(delta, key, position, watch)
                         position += len(delta.token_ids)
                     self._put(output)
@@ -111,6 +113,18 @@ class ActiveRequest:
                 delta.finish = replace(delta.finish, speculation=self._untold if told is None else drafts_of(told))
         return output
 
+    def _explain(self, delta: Delta, key: str, position: int) -> None:
+        """Add what the chain has been asked about the tokens, up to one that it has not drawn."""
+        for at in range(len(delta.token_ids) if asks_more(self._request) else 0):
+            account = self._reports.account(key, position + at)
+            if account is None:
+                assert self._reports.of(key, delta.token_ids, position) is not None, "nothing was said of a token"
+                return
+            if account.score is not None:
+                delta.scores[at] = account.score
+            if account.trace is not None:
+                delta.traces.append(account.trace)
+
     def _cut(self, delta: Delta, key: str, position: int, watch: Watch | None) -> None:
         """End the delta where its watch says so, or where the chain has found no token.
 
@@ -130,7 +144,7 @@ class ActiveRequest:
                 break
         if finish is not None:
             delta.finish = replace(finish, speculation=self._untold)
-            for values in (delta.token_ids, delta.logprobs, delta.scores):
+            for values in (delta.token_ids, delta.logprobs, delta.scores, delta.traces):
                 del values[count:]
 
     def _put(self, output: Output) -> None:

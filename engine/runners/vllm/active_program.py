@@ -174,6 +174,7 @@ class ActiveProgram:
         prompt["arrival_time"] = self._arrived
         for _ in range(_TRIES):
             place = await self._rows.take()
+            self._reports.expect(key)
             try:
                 choice = Choice.behind(request, branch, self._run.chain, key, place)
                 found = await self._ask(prompt, row_sampling(choice, request.prompt_logprobs if first else None), key)

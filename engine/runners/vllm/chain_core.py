@@ -17,8 +17,9 @@ from torch import Tensor
 
 from engine.runners.vllm.choice import Choice
 from engine.runners.vllm.extras import ProcessorSetup
-from engine.runners.vllm.reports import Report, ReportSender
+from engine.runners.vllm.reports import Account, Report, ReportSender
 from engine.runners.vllm.row_block import Place, RowBlock, opened
+from engine.scores import ScoreQuestion, asked_scores
 from samplers.failures import Failures
 from samplers.memories import Snapshot
 from samplers.sampled import Sampled
@@ -71,10 +72,12 @@ class ChainCore:
         self._key_of = [""] * setup.slots
         self._begun: list[Tokens] = [()] * setup.slots
         self._places: list[Place | None] = [None] * setup.slots
+        self._questions: list[ScoreQuestion | None] = [None] * setup.slots
         self._heard = np.zeros(setup.slots, np.int64)  # output tokens that the slot's states know of
         self._filtered = np.zeros(setup.slots, bool)  # vLLM draws, from the row that the stages leave
         self._before: dict[int, _Before] = {}  # slots with drafts in this step
         self._refused: dict[int, str] = {}  # slots whose parameters a sampler did not take
+        self._said: list[Report | Account] = []  # by the current call
 
     @torch.inference_mode()
     def seat(self, choice: Choice, prompt_ids: Tokens, output_ids: Tokens) -> int:
@@ -88,7 +91,7 @@ class ChainCore:
         if slot is None:
             slot = self._free.pop() if self._free else self._slot_of.pop(next(iter(self._slot_of)))
             self._slot_of[choice.key] = slot
-        self._begun[slot], self._places[slot] = choice.begun, choice.place
+        self._begun[slot], self._places[slot], self._questions[slot] = choice.begun, choice.place, choice.question
         if known:  # what it has not heard of it is told before it draws
             return slot
         self._key_of[slot], self._heard[slot] = choice.key, len(output)
@@ -106,6 +109,7 @@ class ChainCore:
                 ending_ids=choice.ending_ids,
                 min_tokens=choice.min_tokens,
                 n=choice.n,
+                trace=choice.trace,
             )
         except Exception:
             log.exception("choice %s cannot be admitted", choice.key)
@@ -129,6 +133,12 @@ class ChainCore:
         which nothing can be drawn stays as it is, and is reported; one that cannot be reached stays as it is. May be
         called again for the same positions, with other drafts too, until the next step begins.
         """
+        self._draw(logits, seated, drafts)
+        if self._said:
+            said, self._said = self._said, []
+            self._reports.send(said)
+
+    def _draw(self, logits: Tensor, seated: Mapping[int, tuple[int, Tokens]], drafts: Mapping[int, Tokens]) -> None:
         rows = sorted(row for row, (slot, _) in seated.items() if slot not in self._refused)
         for slot, _ in seated.values():
             self._slot_of[self._key_of[slot]] = self._slot_of.pop(self._key_of[slot])
@@ -166,6 +176,7 @@ class ChainCore:
             logits[index[chosen]] = -torch.inf
             logits[index[chosen], sampled.tokens[chosen]] = 0.0
             self._deliver(slots, raw, sampled)
+            self._explain(lines, depth, raw, sampled)
             self._report_all(lines, depth, sampled.failures)
             longer = [at for at in drawn if depth < len(lines[at].drafts)]
             if not longer:
@@ -234,6 +245,17 @@ class ChainCore:
         for (at, place), (own, shaped), token in zip(places.items(), both, tokens, strict=True):
             self._block.write(place, own, shaped, -1 if at in sampled.failures else token)
 
+    def _explain(self, lines: list[_Line], depth: int, raw: Tensor, sampled: Sampled) -> None:
+        """Say what was asked about tokens drawn behind `depth` drafts. raw: [R, V]."""
+        questions = [self._questions[line.slot] for line in lines]
+        if not (any(questions) or sampled.traces):
+            return
+        scores = asked_scores(questions, raw, sampled.processed, sampled.tokens)
+        for at, (line, score) in enumerate(zip(lines, scores, strict=True)):
+            trace = sampled.traces.get(at)
+            if at not in sampled.failures and (score, trace) != (None, None):
+                self._said.append(Account(self._key_of[line.slot], line.position + depth, score, trace))
+
     def _report_all(self, lines: list[_Line], depth: int, failures: Failures) -> None:
         """failures: by index of the lines, of the rows behind `depth` drafts."""
         for at, (code, message) in failures.items():
@@ -241,7 +263,7 @@ class ChainCore:
             self._report(line.slot, line.position + depth, code, message, tuple(line.drafts[:depth]))
 
     def _report(self, slot: int, position: int, code: str, message: str, after: tuple[int, ...] = ()) -> None:
-        self._reports.send(Report(self._key_of[slot], position, code, message, after))
+        self._said.append(Report(self._key_of[slot], position, code, message, after))
 
 
 def connected(setup: ProcessorSetup, device: torch.device) -> ChainCore:

@@ -12,6 +12,7 @@ from typing import Any
 
 from engine.request import DecodeRequest
 from engine.runners.vllm.row_block import Place
+from engine.scores import ScoreQuestion
 from samplers.chain import Chain, Item
 from samplers.programs.branch import Branch
 from samplers.registry import STAGES
@@ -39,6 +40,8 @@ class Choice:
     min_tokens: int
     place: Place | None = None  # of a branch: where its row is to be written
     filtered: bool = False  # vLLM draws, from the row that the stages leave
+    question: ScoreQuestion | None = None  # about every token, beyond what vLLM can say
+    trace: int = 0  # candidates that a trace of every token's row lists; 0: no trace
 
     @classmethod
     def of(cls, request: DecodeRequest, choice: int, filtered: bool = False) -> Choice:
@@ -53,6 +56,8 @@ class Choice:
             request.eos_token_ids | request.stop_token_ids,
             request.min_tokens,
             filtered=filtered,
+            question=ScoreQuestion.of(request) if request.processed_logprobs or request.logprob_token_ids else None,
+            trace=request.trace or 0,
         )
 
     @classmethod
@@ -88,6 +93,8 @@ class Choice:
                 "min_tokens": self.min_tokens,
                 "place": self.place,
                 "filtered": self.filtered,
+                "question": self.question,
+                "trace": self.trace,
             }
         }
 
@@ -97,6 +104,7 @@ class Choice:
         if extra_args is None or FIELD not in extra_args:
             return None
         packed = extra_args[FIELD]
+        question = packed["question"]
         chain = Chain(
             tuple(_stage(name, values, vocab_size) for name, values in packed["stages"]),
             Item(*packed["draw"]),
@@ -114,6 +122,8 @@ class Choice:
             packed["min_tokens"],
             None if packed["place"] is None else Place(*packed["place"]),
             packed["filtered"],
+            None if question is None else ScoreQuestion(question[0], question[1], tuple(question[2])),
+            packed["trace"],
         )
 
 

@@ -17,11 +17,11 @@ Position = dict[int, "Logprob"]  # of the token itself and of the most probable 
 def delta_of(choice: int, output: CompletionOutput, top: int | None) -> Delta:
     """New tokens of a choice. top: as `DecodeRequest.logprobs`."""
     delta = Delta(choice, list(output.token_ids))
-    assert output.logprobs is not None
-    for token, position in zip(delta.token_ids, output.logprobs, strict=True):
-        delta.logprobs.append(position[token].logprob)
-        if top is not None:
-            delta.scores.append(score_of(token, position, top))
+    if output.logprobs is not None:
+        for token, position in zip(delta.token_ids, output.logprobs, strict=True):
+            delta.logprobs.append(position[token].logprob)
+            if top is not None:
+                delta.scores.append(score_of(token, position, top))
     if output.finish_reason is not None:
         delta.finish = finish_of(output)
     return delta

@@ -1,4 +1,4 @@
-"""What the logits processor has to say beside the token: that a choice has none.
+"""What the logits processor has to say beside the token: that a choice has none, or what was asked about it.
 
 A report has been taken when `send` returns, hence before vLLM's output of the same step, which is sent later. The
 processor may be on another machine; like vLLM's own ports, this one believes whoever reaches it.
@@ -6,22 +6,22 @@ processor may be on another machine; like vLLM's own ports, this one believes wh
 
 from __future__ import annotations
 
-import json
 import logging
 import socket
 import socketserver
-from collections import OrderedDict
 from collections.abc import Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass, field
 from threading import Thread
 
+from pydantic import ConfigDict, TypeAdapter
+
+from engine.request import TokenScore
 from samplers.failures import CONSTRAINT_UNSATISFIABLE
+from samplers.trace import TokenTrace
 
 log = logging.getLogger(__name__)
 Address = str | tuple[str, int]  # path of a socket on this machine, or host and port
-_LONGEST = 2**16  # bytes
 _PATIENCE_S = 5.0  # for an inbox that does not answer
-_KEPT = 4096  # reports that nobody has asked for: of choices that were aborted meanwhile
 _POLL_S = 0.05  # between looks at whether the inbox is closed
 _TAKEN = b"\n"
 
@@ -37,6 +37,21 @@ class Report:
     after: tuple[int, ...] = ()  # drafts right before the position: if other tokens came instead, it means nothing
 
 
+@dataclass(frozen=True)
+class Account:
+    """What was asked about the token of a choice at a position."""
+
+    key: str
+    position: int
+    score: TokenScore | None = None
+    trace: TokenTrace | None = None
+
+
+_MESSAGE: TypeAdapter[list[Report | Account]] = TypeAdapter(
+    list[Report | Account], config=ConfigDict(ser_json_inf_nan="constants")
+)
+
+
 class ReportSender:
     """The processor's end. Connects when there is something to say."""
 
@@ -44,11 +59,11 @@ class ReportSender:
         self._address = address
         self._socket: socket.socket | None = None
 
-    def send(self, report: Report) -> None:
+    def send(self, said: Sequence[Report | Account]) -> None:
         """Raises OSError when nobody listens, which ends the engine: a choice would go on with tokens nobody drew."""
         if self._socket is None:
             self._socket = self._connected()
-        self._socket.sendall(json.dumps(astuple(report)).encode() + b"\n")
+        self._socket.sendall(_MESSAGE.dump_json(list(said)) + b"\n")
         if self._socket.recv(1) != _TAKEN:
             raise ConnectionError("the server does not take reports any more")
 
@@ -61,15 +76,22 @@ class ReportSender:
         return found
 
 
+@dataclass
+class _Heard:
+    """Of one choice."""
+
+    reports: list[Report] = field(default_factory=list)  # in the order of their positions
+    accounts: dict[int, Account] = field(default_factory=dict)  # by position
+
+
 class ReportInbox:
     """The runner's end. Read in the event loop, filled by threads of its own."""
 
     def __init__(self, address: Address) -> None:
         """address: with port 0 any free one, on all addresses of the machine. Raises OSError for one that is taken."""
-        # by choice, in the order of their positions
-        self._found: OrderedDict[str, list[Report]] = OrderedDict()
+        self._heard: dict[str, _Heard] = {}  # by choice, of those that run: others may still be spoken of
         self.masked_rows = 0  # that have ended choices: masks had left them no token
-        taker, self.address = _taker(self._found), address  # where senders reach it
+        taker, self.address = _taker(self._heard), address  # where senders reach it
         self._server: socketserver.BaseServer
         if isinstance(address, str):
             self._server = _LocalServer(address, taker)
@@ -82,13 +104,21 @@ class ReportInbox:
             self.address = (address[0], self._server.server_address[1])
         Thread(target=self._server.serve_forever, args=(_POLL_S,), name="reports", daemon=True).start()
 
+    def expect(self, key: str) -> None:
+        """The choice begins."""
+        self._heard[key] = _Heard()
+
     def of(self, key: str, token_ids: Sequence[int], position: int) -> Report | None:
         """What ends a choice among its latest tokens. position: of the first of them."""
-        for report in self._found.get(key, ()):
+        for report in self._heard[key].reports:
             at = report.position - position
             if at < len(token_ids) and tuple(token_ids[max(0, at - len(report.after)) : max(0, at)]) == report.after:
                 return report
         return None
+
+    def account(self, key: str, position: int) -> Account | None:
+        """What was said about the token at a position; it is said once."""
+        return self._heard[key].accounts.pop(position, None)
 
     def count(self, report: Report) -> None:
         """A choice has ended with it."""
@@ -96,7 +126,7 @@ class ReportInbox:
 
     def forget(self, key: str) -> None:
         """The choice has ended."""
-        self._found.pop(key, None)
+        self._heard.pop(key, None)
 
     def close(self) -> None:
         self._server.shutdown()
@@ -112,19 +142,23 @@ class _NetworkServer(socketserver.ThreadingTCPServer):
     allow_reuse_address = True
 
 
-def _taker(found: OrderedDict[str, list[Report]]) -> type[socketserver.StreamRequestHandler]:
-    """What reads a connection, one report a line."""
+def _taker(heard: dict[str, _Heard]) -> type[socketserver.StreamRequestHandler]:
+    """What reads a connection, one message a line."""
 
     class Taker(socketserver.StreamRequestHandler):
         def handle(self) -> None:
             try:
-                while line := self.rfile.readline(_LONGEST):
-                    key, position, code, message, after = json.loads(line)
-                    found.setdefault(key, []).append(Report(key, position, code, message, tuple(after)))
-                    while len(found) > _KEPT:
-                        found.popitem(last=False)
+                while line := self.rfile.readline():
+                    for said in _MESSAGE.validate_json(line):
+                        about = heard.get(said.key)
+                        if about is None:
+                            continue
+                        if isinstance(said, Report):
+                            about.reports.append(said)
+                        else:
+                            about.accounts[said.position] = said
                     self.wfile.write(_TAKEN)
-            except (OSError, TypeError, ValueError) as error:
+            except (OSError, ValueError) as error:
                 log.warning("a connection that reports came from has ended: %s", error)
 
     return Taker

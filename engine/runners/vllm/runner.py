@@ -42,6 +42,7 @@ from spec_decode.facts import SpecOffer
 
 _CHECK_S = 1.0  # between looks at whether the engine lives
 _POLL_S = 0.02
+_TOLD_BY_SAMPLERS = (Capability.PROCESSED_LOGPROBS, Capability.LOGPROB_TOKEN_IDS, Capability.SAMPLER_TRACE)
 _NO_CHAINS = "vLLM's first generation of processors has no place for samplers while it speculates"
 
 
@@ -97,7 +98,8 @@ class VllmRunner:
         self._rows = RowInbox(self._slots, self.vocab_size) if reachable else None
         programs = () if self._rows is None else (Capability.LOGIT_ROWS, Capability.FORK)
         drafts = () if self._speculation is None else (Capability.DRAFTS,)
-        self.capabilities = frozenset({Capability.PROMPT_LOGPROBS, *programs, *drafts})
+        told = _TOLD_BY_SAMPLERS if self._draws_chains else ()
+        self.capabilities = frozenset({Capability.PROMPT_LOGPROBS, *programs, *drafts, *told})
         setup = setup_for(config, tokens, self._reports.address, self._rows)
         self.facts = setup.facts
         self.llm = started(config, setup, self._counters)

@@ -32,6 +32,8 @@ def needs_chain(request: DecodeRequest) -> str | None:
     chain = request.chain
     if request.max_tokens == 0:
         return None
+    if asks_more(request):
+        return "logprobs" if request.trace is None else "return_sampler_trace"
     if chain.program is not None:
         return "sampler"
     if chain.given_order:
@@ -47,11 +49,16 @@ def needs_chain(request: DecodeRequest) -> str | None:
     return next((item.name for item in chain.stages if not _is_plain(item)), None)
 
 
+def asks_more(request: DecodeRequest) -> bool:
+    """Whether a request wants to know of its tokens what only samplers of ours can say."""
+    return bool(request.processed_logprobs or request.logprob_token_ids or request.trace is not None)
+
+
 def may_filter(request: DecodeRequest) -> bool:
     """Whether vLLM may draw from the rows that the chain leaves: nothing but the law is asked for, and no state depends
     on who draws."""
     chain = request.chain
-    rebuilt = all(STAGES.get(item.name).resumable for item in chain.stages)
+    rebuilt = all(STAGES.get(item.name).resumable for item in chain.stages) and not asks_more(request)
     return rebuilt and not (chain.greedy or request.seeded or chain.draw.name != "iid")
 
 
@@ -68,7 +75,7 @@ def sampling_of(request: DecodeRequest, choice: int, native: bool, filtered: boo
         own["stream_interval"] = _HELD
     return SamplingParams(
         max_tokens=max(1, request.max_tokens - len(request.begun)),
-        logprobs=request.logprobs or 0,
+        logprobs=0 if request.logprobs is None and request.compared else request.logprobs,
         prompt_logprobs=request.prompt_logprobs if choice == 0 else None,
         ignore_eos=True,  # the ids that end this request are below
         stop_token_ids=sorted(request.eos_token_ids | request.stop_token_ids),
