@@ -34,6 +34,8 @@ def test_scores_are_made_only_where_they_are_asked_for() -> None:
     plain = delta_of(3, output([1, 2], positions), None)
     assert (plain.choice, plain.token_ids, plain.logprobs, plain.scores) == (3, [1, 2], [-0.1, -0.2], [])
     assert [one.top for one in delta_of(0, output([1, 2], positions), 0).scores] == [(), ()]
+    nothing = delta_of(0, output([1, 2], None), None)
+    assert (nothing.token_ids, nothing.logprobs, nothing.scores) == ([1, 2], [], [])
 
 
 @pytest.mark.parametrize(

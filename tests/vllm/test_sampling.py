@@ -88,6 +88,30 @@ def test_vllm_draws_from_filtered_rows_as_they_are() -> None:
     assert choice is not None and choice.filtered
 
 
+def test_log_probabilities_are_asked_for_where_somebody_reads_them() -> None:
+    for native in (False, True):
+        known = [
+            sampling_of(decode_request({}, logprobs=logprobs, compared=compared), 0, native).logprobs
+            for logprobs in (None, 0, 3)
+            for compared in (False, True)
+        ]
+        assert known == [None, 0, 0, 0, 3, 3]
+
+
+@pytest.mark.parametrize(
+    ("asked", "field"),
+    [
+        ({"logprobs": 1, "processed_logprobs": True}, "logprobs"),
+        ({"logprobs": 1, "logprob_token_ids": (4,)}, "logprobs"),
+        ({"trace": 2}, "return_sampler_trace"),
+    ],
+)
+def test_what_vllm_cannot_say_takes_our_samplers(asked: dict[str, Any], field: str) -> None:
+    for fields in ({"temperature": 0}, {}):
+        request = decode_request(fields, seeded=False, **asked)
+        assert needs_chain(request) == field and not may_filter(request)
+
+
 def test_a_chain_leaves_nothing_to_vllm() -> None:
     request = decode_request(
         {"temperature": 0.5, "top_k": 4, "repetition_penalty": 1.2, "logit_bias": {"4": 1}, "min_p": 0.1},

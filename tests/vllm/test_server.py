@@ -140,11 +140,18 @@ def test_a_slow_reader_gets_everything(vllm_server: Live, raw: httpx.Client) -> 
     assert text == ask(raw, **fields)["choices"][0]["text"]
 
 
+def test_log_probabilities_are_known_where_they_are_asked_for(raw: httpx.Client) -> None:
+    for fields in ({}, {"seed": 1}):
+        assert ask(raw, **fields)["choices"][0]["cumulative_logprob"] is None
+        assert ask(raw, logprobs=0, **fields)["choices"][0]["cumulative_logprob"] < 0
+        assert ask(raw, best_of=2, **fields)["choices"][0]["cumulative_logprob"] < 0
+
+
 def test_a_client_that_leaves_ends_its_request(vllm_server: Live, raw: httpx.Client) -> None:
     body = {"model": "drafthouse-tiny", "prompt": PROMPT, "stream": True, "ignore_eos": True, "n": 4}
     with raw.stream("POST", "/v1/completions", json=body | {"max_tokens": 450}) as response:
         next(response.iter_lines())
-        assert vllm_server.runner.stats().requests_running
+        vllm_server.wait(lambda: vllm_server.runner.stats().requests_running > 0)
     vllm_server.wait(lambda: not vllm_server.runner.stats().requests_running)
     assert len(ids(raw, seed=1)[0]) == 12
 
