@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from pathlib import Path
@@ -15,7 +16,6 @@ from bench.parts import Part
 from bench.runner_ways import rig
 from engine.runners.vllm.arguments import set_environment
 
-THREADS = 1
 PART = Part(
     "Runners compared",
     runner_costs.FULL,
@@ -30,14 +30,15 @@ PART = Part(
 def main(
     output: Path | None,
     quick: bool,
-    threads: int,
+    threads: int | None,
     vllm_python: str | None = None,
     torch_python: str | None = None,
     torch_threads: int | None = None,
     profile: bool = False,
 ) -> None:
-    """torch_threads: of the torch runner, if they are to differ; profile: after everything else; the samples
-    go to `output`, which has to be given.
+    """threads, torch_threads: of the model inside vLLM and in the torch runner; None: as many as either takes by
+    itself, all cores, of which vLLM leaves one to its other processes; profile: after everything else; the samples go
+    to `output`, which has to be given.
 
     Raises figures.NoFigures, NoInterpreter and NoProfiler before anything is measured, RuntimeError for a server that
     fails, and claims.Violated, when everything has been written, if texts differ that have to be the same."""
@@ -47,11 +48,13 @@ def main(
     if profile:
         runner_profile.require()
     of_vllm, of_torch = vllm_python or python_with_vllm(), torch_python or sys.executable
-    measured_with = rig(of_vllm, of_torch, threads, torch_threads or threads, output if profile else None)
-    torch.set_num_threads(threads)
+    cores = len(os.sched_getaffinity(0))
+    inside, own = threads or max(1, cores - 1), torch_threads or cores
+    measured_with = rig(of_vllm, of_torch, inside, own, output if profile else None)
+    torch.set_num_threads(own)
     set_environment()
     signal.signal(signal.SIGTERM, _leave)  # or servers would be left behind, standing still
-    options = ["--quick" * quick, "--profile" * profile, f"--threads {threads}" * (threads != THREADS)]
+    options = ["--quick" * quick, "--profile" * profile, f"--threads {threads}" if threads else ""]
     options.append(f"--torch-threads {torch_threads}" if torch_threads else "")
     command = " ".join(["drafthouse bench runners", *filter(None, options)])
     claims.require(PART.run("runners", measured_with, quick, command, output))

@@ -483,9 +483,11 @@ def bench_runners(
     profile: Annotated[
         bool, typer.Option(help="afterwards also say where time goes, with py-spy; stacks go to --output")
     ] = False,
-    threads: Annotated[int, typer.Option(min=1, help=_help("threads"))] = 1,
+    threads: Annotated[
+        int | None, typer.Option(min=1, help="CPU threads of the model inside vLLM; default: all cores but one")
+    ] = None,
     torch_threads: Annotated[
-        int | None, typer.Option(min=1, help="the same for the torch runner alone, if it is to differ")
+        int | None, typer.Option(min=1, help="CPU threads of the torch runner; default: all cores")
     ] = None,
 ) -> None:
     """What the runners cost beside vLLM's own server, through HTTP with the embedded model on CPU.
