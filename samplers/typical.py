@@ -13,7 +13,7 @@ from samplers.registry import STAGES
 from samplers.rows import descending, log_total_and_entropy
 from samplers.stage import BaseStage
 
-_PROBES = 127  # tokens that are looked at together, on either side of the expected logit
+_PROBES = 64  # tokens that are looked at together, on either side of the expected logit
 
 
 @STAGES.register
