@@ -45,7 +45,8 @@ def setup(tmp_path: Any) -> Any:
     inbox = ReportInbox(str(tmp_path / "reports"))
     yield SimpleNamespace(
         config=SimpleNamespace(
-            additional_config=Extras({}, ProcessorSetup(NO_FACTS, VOCAB, 2 * SLOTS, str(tmp_path / "reports")))
+            additional_config=Extras({}, ProcessorSetup(NO_FACTS, VOCAB, 2 * SLOTS, str(tmp_path / "reports"))),
+            parallel_config=SimpleNamespace(rank=0, tensor_parallel_size=1),
         ),
         inbox=inbox,
     )
@@ -210,6 +211,19 @@ def test_a_request_comes_back_with_its_tokens(setup: Any) -> None:
         tokens.append(int(adapter.apply(logits_at(step, [0]), context(state, [slot])).argmax()))
         output.append(int(first.apply(logits_at(step, [0])).argmax()))
     assert tokens == output
+
+
+def test_of_tensor_parallel_ranks_the_first_one_speaks(setup: Any) -> None:
+    one, params = params_of({"allowed_token_ids": [3]})
+    row = logits_at(0, [0])
+    row[0, 3] = -torch.inf
+    setup.inbox.expect(f"{one.id}/0")
+    for rank, speaks in ((1, False), (3, False), (2, True)):
+        setup.config.parallel_config = SimpleNamespace(rank=rank, tensor_parallel_size=2)
+        adapter = V1Adapter(setup.config, CPU, False)
+        adapter.update_state(BatchUpdate(1, [], [(0, params, list(one.prompt_ids), [])], []))
+        adapter.apply(row.clone())
+        assert (setup.inbox.of(f"{one.id}/0", [9], 0) is not None) == speaks
 
 
 def test_a_row_without_tokens_is_reported(setup: Any) -> None:

@@ -166,6 +166,20 @@ def test_of_a_row_without_a_token_nothing_else_is_said() -> None:
     assert [type(said) for said in sent] == [Report]
 
 
+def test_slots_in_the_batch_are_not_given_away() -> None:
+    """Neither that of a choice that waits, nor that of one that comes back in the same step."""
+    own, _ = core(slots=3)
+    requests = [request_of({"sampler": ["arithmetic"]}, n=4) for _ in range(5)]
+
+    def seat(at: int, held: Sequence[int] = ()) -> int:
+        return own.seat(Choice.of(requests[at], at), requests[at].prompt_ids, [], held)
+
+    waiting, back, other = seat(0), seat(1), seat(2)
+    assert seat(3, held=[waiting]) == back  # the one used longest ago is in the batch
+    assert seat(2) == other
+    assert seat(4, held=[waiting]) == back  # 2 has just come back
+
+
 def test_state_survives_an_absence() -> None:
     """The codes of arithmetic sampling do not follow from the tokens."""
     one = request_of({"sampler": ["arithmetic"]}, n=4)

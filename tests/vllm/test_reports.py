@@ -73,6 +73,15 @@ def test_noise_ends_its_connection_only(inbox: ReportInbox) -> None:
     assert inbox.of("a/0", TOKENS, 0) == FIRST
 
 
+def test_a_connection_that_was_lost_is_made_again(inbox: ReportInbox) -> None:
+    sender = ReportSender(inbox.address)
+    sender.send([Account("a/0", 0, SCORE)])
+    assert sender._socket is not None
+    sender._socket.shutdown(socket.SHUT_RDWR)
+    sender.send([FIRST])
+    assert inbox.of("a/0", TOKENS, 0) == FIRST
+
+
 def test_an_inbox_that_has_closed_is_an_error(inbox: ReportInbox) -> None:
     inbox.close()
     with pytest.raises(OSError):

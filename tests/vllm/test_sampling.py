@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ pytest.importorskip("vllm")
 from vllm.sampling_params import RequestOutputKind
 
 from engine.runners.vllm.choice import FIELD, Choice
-from engine.runners.vllm.sampling import is_native, may_filter, needs_chain, sampling_of
+from engine.runners.vllm.sampling import asks_more, is_native, may_filter, needs_chain, sampling_of
 
 
 @pytest.mark.parametrize(
@@ -110,6 +111,14 @@ def test_what_vllm_cannot_say_takes_our_samplers(asked: dict[str, Any], field: s
     for fields in ({"temperature": 0}, {}):
         request = decode_request(fields, seeded=False, **asked)
         assert needs_chain(request) == field and not may_filter(request)
+
+
+def test_a_mode_of_scores_that_nobody_wants_asks_nothing() -> None:
+    request = decode_request({}, seeded=False, processed_logprobs=True)
+    assert needs_chain(request) is None
+    params = sampling_of(replace(request, seeded=True), 0, native=False)
+    choice = Choice.unpack(params.extra_args, 4096)
+    assert choice is not None and choice.question is None and not asks_more(request)
 
 
 def test_a_chain_leaves_nothing_to_vllm() -> None:

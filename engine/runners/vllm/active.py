@@ -76,11 +76,11 @@ class ActiveRequest:
     async def _run(self, choice: int) -> None:
         """One choice from its prompt to its end."""
         request, key = self._request, key_of(self._request.id, choice)
-        prompt = tokens_input([*request.prompt_ids, *request.begun], cache_salt=request.cache_salt or None)
-        params = sampling_of(request, choice, self._native, self._filtered)
-        position, watch = len(request.begun), None if request.watch is None else request.watch()
         self._reports.expect(key)
         try:
+            prompt = tokens_input([*request.prompt_ids, *request.begun], cache_salt=request.cache_salt or None)
+            params = sampling_of(request, choice, self._native, self._filtered)
+            position, watch = len(request.begun), None if request.watch is None else request.watch()
             generated = self._llm.generate(
                 prompt, params, key, priority=request.priority, data_parallel_rank=self._rank
             )

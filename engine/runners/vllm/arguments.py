@@ -29,6 +29,7 @@ _REFUSED = {  # vLLM's name -> why
     "logits_processors": "samplers are how requests name them",
     "logits_processor_pattern": "samplers are how requests name them",
     "additional_config": "the runner needs it for its samplers",
+    "enable_batch_sharded_sampling": "the samplers of a choice live in one process",
     "logprobs_mode": "log-probabilities are the model's own",
     "per_request_spec_decode_metrics": "answers say what speculation has done",
     "spec_method": f"it is a part of '{FIELD}'",

@@ -7,16 +7,17 @@ Both generations of vLLM's interface use it. Parameters, states and random numbe
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from engine.runners.vllm.choice import Choice
-from engine.runners.vllm.extras import ProcessorSetup
+from engine.runners.vllm.extras import ProcessorSetup, setup_of
 from engine.runners.vllm.reports import Account, Report, ReportSender
 from engine.runners.vllm.row_block import Place, RowBlock, opened
 from engine.scores import ScoreQuestion, asked_scores
@@ -24,6 +25,9 @@ from samplers.failures import Failures
 from samplers.memories import Snapshot
 from samplers.sampled import Sampled
 from samplers.stack import SamplerStack
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
 
 log = logging.getLogger(__name__)
 Tokens = Sequence[int]
@@ -61,9 +65,10 @@ class ChainCore:
 
     @torch.inference_mode()
     def __init__(
-        self, setup: ProcessorSetup, device: torch.device, reports: ReportSender, block: RowBlock | None = None
+        self, setup: ProcessorSetup, device: torch.device, reports: ReportSender | None, block: RowBlock | None = None
     ) -> None:
-        """block: where rows behind branches go; None: there are none."""
+        """reports: None: another process computes the same and says what there is to say; block: where rows behind
+        branches go; None: nowhere."""
         self._vocab = setup.vocab_size
         self._stack = SamplerStack(setup.slots, setup.vocab_size, device, setup.facts)
         self._reports, self._block = reports, block
@@ -80,17 +85,20 @@ class ChainCore:
         self._said: list[Report | Account] = []  # by the current call
 
     @torch.inference_mode()
-    def seat(self, choice: Choice, prompt_ids: Tokens, output_ids: Tokens) -> int:
+    def seat(self, choice: Choice, prompt_ids: Tokens, output_ids: Tokens, held: Collection[int] = ()) -> int:
         """The slot of a choice that enters the batch, or comes back to it with tokens that it has made before.
 
-        prompt_ids: as vLLM has them, with the tokens that had begun the output at their end.
+        prompt_ids: as vLLM has them, with the tokens that had begun the output at their end; held: slots that are in
+        the batch, whether or not they were drawn from of late.
         """
         slot = self._slot_of.get(choice.key)
         output = (*choice.begun, *output_ids)
         known = slot is not None and self._heard[slot] <= len(output)
         if slot is None:
-            slot = self._free.pop() if self._free else self._slot_of.pop(next(iter(self._slot_of)))
-            self._slot_of[choice.key] = slot
+            slot = self._free.pop() if self._free else self._given_up(held)
+        else:
+            del self._slot_of[choice.key]
+        self._slot_of[choice.key] = slot
         self._begun[slot], self._places[slot], self._questions[slot] = choice.begun, choice.place, choice.question
         if known:  # what it has not heard of it is told before it draws
             return slot
@@ -117,6 +125,10 @@ class ChainCore:
             self._refused[slot] = "the sampler's parameters cannot be used"
         return slot
 
+    def _given_up(self, held: Collection[int]) -> int:
+        """The slot of the choice that was used longest ago and is not in the batch."""
+        return self._slot_of.pop(next(key for key, slot in self._slot_of.items() if slot not in held))
+
     def begin_step(self) -> None:
         """vLLM has committed what came of the last step, which is not drawn again."""
         self._before.clear()
@@ -134,8 +146,8 @@ class ChainCore:
         called again for the same positions, with other drafts too, until the next step begins.
         """
         self._draw(logits, seated, drafts)
-        if self._said:
-            said, self._said = self._said, []
+        said, self._said = self._said, []
+        if said and self._reports is not None:
             self._reports.send(said)
 
     def _draw(self, logits: Tensor, seated: Mapping[int, tuple[int, Tokens]], drafts: Mapping[int, Tokens]) -> None:
@@ -236,9 +248,8 @@ class ChainCore:
     def _deliver(self, slots: np.ndarray, raw: Tensor, sampled: Sampled) -> None:
         """Write the rows that somebody waits for. raw: [R, V]."""
         places = {at: place for at, slot in enumerate(slots) if (place := self._places[slot]) is not None}
-        if not places:
+        if not places or self._block is None:
             return
-        assert self._block is not None
         wanted = torch.tensor(list(places), device=raw.device)
         both = torch.stack([raw[wanted], sampled.processed[wanted]], 1).cpu()  # [rows, 2, V]
         tokens = sampled.tokens[wanted].tolist()
@@ -266,8 +277,12 @@ class ChainCore:
         self._said.append(Report(self._key_of[slot], position, code, message, after))
 
 
-def connected(setup: ProcessorSetup, device: torch.device) -> ChainCore:
-    """The core of an engine process, with its ways to the runner."""
+def connected(config: VllmConfig, device: torch.device) -> ChainCore:
+    """The core of an engine process, with its ways to the runner. Tensor-parallel ranks all draw the same; the first
+    one gives vLLM's output, and says what else there is to say."""
+    setup, parallel = setup_of(config), config.parallel_config
+    if parallel.rank % parallel.tensor_parallel_size:
+        return ChainCore(setup, device, None)
     block = None if setup.rows is None else opened(setup.rows, setup.row_slots, setup.vocab_size)
     return ChainCore(setup, device, ReportSender(setup.reports), block)
 

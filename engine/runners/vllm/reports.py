@@ -21,7 +21,7 @@ from samplers.trace import TokenTrace
 
 log = logging.getLogger(__name__)
 Address = str | tuple[str, int]  # path of a socket on this machine, or host and port
-_PATIENCE_S = 5.0  # for an inbox that does not answer
+_PATIENCE_S = 30.0  # for an inbox that does not answer
 _POLL_S = 0.05  # between looks at whether the inbox is closed
 _TAKEN = b"\n"
 
@@ -61,10 +61,20 @@ class ReportSender:
 
     def send(self, said: Sequence[Report | Account]) -> None:
         """Raises OSError when nobody listens, which ends the engine: a choice would go on with tokens nobody drew."""
-        if self._socket is None:
-            self._socket = self._connected()
-        self._socket.sendall(_MESSAGE.dump_json(list(said)) + b"\n")
-        if self._socket.recv(1) != _TAKEN:
+        message = _MESSAGE.dump_json(list(said)) + b"\n"
+        if self._socket is not None:
+            try:
+                self._exchange(self._socket, message)
+                return
+            except OSError:  # whatever lies between has forgotten the connection; to be told twice does no harm
+                self._socket.close()
+        self._socket = self._connected()
+        self._exchange(self._socket, message)
+
+    @staticmethod
+    def _exchange(connection: socket.socket, message: bytes) -> None:
+        connection.sendall(message)
+        if connection.recv(1) != _TAKEN:
             raise ConnectionError("the server does not take reports any more")
 
     def _connected(self) -> socket.socket:

@@ -88,7 +88,8 @@ class VllmRunner:
             raise SettingsError(f"setting 'vllm_args': {_NO_CHAINS}, and {why}, so nobody could draw")
         self._folder = tempfile.TemporaryDirectory(prefix="drafthouse-")
         elsewhere = reports_address(config)
-        self._reports = ReportInbox(elsewhere or str(Path(self._folder.name) / "reports"))
+        local = str(Path(self._folder.name) / "reports")
+        self._reports = ReportInbox(elsewhere if elsewhere is not None and self._draws_chains else local)
         self._counters = Counters()
         parallel = config.parallel_config
         ranks = parallel.data_parallel_size_local if parallel.local_engines_only else parallel.data_parallel_size
@@ -122,21 +123,24 @@ class VllmRunner:
         health = self.health()
         if not health.ready:
             raise Overloaded(health.reason)
+        self._guard = self._guard or asyncio.ensure_future(self._watch_engine())
         if request.max_tokens == 0 and len(request.prompt_ids) == self.max_model_len:
             raise TooLarge(f"vLLM scores prompts below its context of {self.max_model_len} tokens only")
         self._check(request)
         self._admission.enter(request)
-        self._guard = self._guard or asyncio.ensure_future(self._watch_engine())
         rank = self._ranks.enter(request)
-        active = self._active[request.id] = self._started(request, rank)
+        active: ActiveRequest | ActiveProgram | None = None
         try:
+            active = self._active[request.id] = self._started(request, rank)
             while (output := await active.mailbox.get()) is not None:
                 self._admission.answered(request.id)
                 yield output
         finally:
             self._admission.leave(request.id)
             self._ranks.leave(request, rank)
-            self._active.pop(request.id).close()
+            if active is not None:
+                del self._active[request.id]
+                active.close()
 
     def follows_seed(self, request: DecodeRequest) -> bool:
         return request.chain.greedy or not (self._is_native(request) or self._is_filtered(request))
@@ -149,6 +153,7 @@ class VllmRunner:
         if self._closing:
             return Health(False, "shutting down")
         if self.llm.errored:
+            self._mourn()
             return Health(False, DEAD)
         return Health(True)
 
@@ -206,9 +211,14 @@ class VllmRunner:
         """vLLM says that its engine has died only to those who wait for it; a supervisor should know anyway."""
         while not self.llm.errored:
             await asyncio.sleep(_CHECK_S)
+        self._mourn()
+
+    def _mourn(self) -> None:
+        """The engine has died; whoever notices says so."""
         self._fail_all(EngineFailed(DEAD))
-        if self._on_fatal is not None and not self._closing:
-            self._on_fatal(EngineDeadError())
+        on_fatal, self._on_fatal = self._on_fatal, None
+        if on_fatal is not None and not self._closing:
+            on_fatal(EngineDeadError())
 
     def _fail_all(self, error: Exception) -> None:
         for active in self._active.values():

@@ -51,7 +51,8 @@ def needs_chain(request: DecodeRequest) -> str | None:
 
 def asks_more(request: DecodeRequest) -> bool:
     """Whether a request wants to know of its tokens what only samplers of ours can say."""
-    return bool(request.processed_logprobs or request.logprob_token_ids or request.trace is not None)
+    scores = request.logprobs is not None and bool(request.processed_logprobs or request.logprob_token_ids)
+    return scores or request.trace is not None
 
 
 def may_filter(request: DecodeRequest) -> bool:

@@ -27,7 +27,7 @@ class V1Adapter(LogitsProcessor):
     def __init__(self, vllm_config: VllmConfig, device: torch.device, is_pin_memory: bool) -> None:
         setup = setup_of(vllm_config)
         self._vocab = setup.vocab_size
-        self._core = connected(setup, device)
+        self._core = connected(vllm_config, device)
         # row -> (slot, output tokens); vLLM appends to the list, so it is always the latest
         self._seated: dict[int, tuple[int, list[int]]] = {}
 
@@ -51,4 +51,5 @@ class V1Adapter(LogitsProcessor):
         if choice is None:
             return None
         assert prompt_ids is not None, "prompts are token ids"
-        return self._core.seat(choice, prompt_ids, output_ids), output_ids
+        held = {slot for slot, _ in self._seated.values()}
+        return self._core.seat(choice, prompt_ids, output_ids, held), output_ids

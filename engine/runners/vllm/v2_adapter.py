@@ -28,7 +28,7 @@ class V2Adapter(LogitsProcessor):
     def __init__(self, vllm_config: VllmConfig, req_states: LogitsProcRequestState) -> None:
         setup = setup_of(vllm_config)
         self._vocab = setup.vocab_size
-        self._core = connected(setup, req_states.device)
+        self._core = connected(vllm_config, req_states.device)
         self._states = req_states
         self._entering: dict[int, Choice] = {}  # by vLLM's slot: their tokens are not on the device yet
         self._seated: dict[int, tuple[int, list[int]]] = {}  # vLLM's slot -> (ours, output tokens as far as read)
@@ -47,7 +47,8 @@ class V2Adapter(LogitsProcessor):
             prompt = int(self._states.prompt_len.np[req_idx])
             known = self._states.all_token_ids.gpu[req_idx, : int(self._states.total_len.gpu[req_idx])].tolist()
             output = known[prompt:]
-            self._seated[req_idx] = self._core.seat(choice, known[:prompt], output), output
+            held = {slot for slot, _ in self._seated.values()}
+            self._seated[req_idx] = self._core.seat(choice, known[:prompt], output, held), output
         self._entering.clear()
 
     def apply(self, logits: Tensor, ctx: LogitsContext) -> Tensor:

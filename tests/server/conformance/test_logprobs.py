@@ -193,6 +193,11 @@ def test_other_ways_to_name_tokens(client: openai.OpenAI, raw: httpx.Client) -> 
     refused(post_chat(raw, logprobs=True, logprob_token_ids=[4096]), "logprob_token_ids[0]")
 
 
+def test_a_mode_alone_asks_for_nothing(client: openai.OpenAI) -> None:
+    for fields in ({}, {"seed": 3}, {"temperature": 0}):
+        assert chat(client, logprobs_mode="processed", **fields).choices[0].logprobs is None
+
+
 def test_processed_mode(client: openai.OpenAI) -> None:
     raw_values = content(chat(client, logprobs=True, temperature=2.0))
     processed = content(chat(client, logprobs=True, temperature=2.0, logprobs_mode="processed"))
