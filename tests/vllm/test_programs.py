@@ -28,7 +28,7 @@ PROGRAMS: list[dict[str, Any]] = [
 def released(live: Live) -> None:
     """Nothing runs, and every slot for rows is free."""
     live.wait(lambda: not live.runner.stats().requests_running and live.runner._rows.free == live.runner._slots)
-    assert not live.runner._active and not live.runner._reports._found
+    assert not live.runner._active and not live.runner._reports._heard
 
 
 @pytest.mark.parametrize("fields", PROGRAMS, ids=str)

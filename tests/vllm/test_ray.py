@@ -42,6 +42,7 @@ def ray(tmp_path: Path) -> Iterator[dict[str, str]]:
     folder = tempfile.mkdtemp(prefix="ray-")  # its sockets' paths have to be short
     path = os.pathsep.join([str(ROOT), str(tmp_path), os.environ.get("PYTHONPATH", "")])
     variables = {"PYTHONPATH": path, "RAY_ADDRESS": f"127.0.0.1:{port}", "RAY_USAGE_STATS_ENABLED": "0"}
+    variables["RAY_TMPDIR"] = folder
     flags = {
         "port": port,
         "ray-client-server-port": free_port(),
@@ -80,4 +81,6 @@ def test_engines_and_workers_of_ray_have_the_same_tokens(
     with standing(tmp_path / "log", *arguments, **ray) as server:
         with httpx.Client(base_url=server.url, timeout=60) as other:
             agrees(raw, other)
-        assert "EngineCoreActor" in server.output() and "RayWorkerProc" in server.output()
+        logs = Path(ray["RAY_TMPDIR"], "session_latest", "logs")  # of Ray's processes, by what runs in them
+        written = "".join(path.read_text(errors="replace") for path in logs.glob("worker-*"))
+        assert "EngineCoreActor" in written and "RayWorkerProc" in written

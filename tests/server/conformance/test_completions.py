@@ -56,7 +56,7 @@ def test_c81_default_is_sixteen(client: openai.OpenAI) -> None:
 def test_c82_best_of(client: openai.OpenAI, raw: httpx.Client) -> None:
     every = complete(client, n=6, max_tokens=8)
     means = []
-    for choice in complete(client, n=6, max_tokens=8, return_token_ids=True).choices:
+    for choice in complete(client, n=6, max_tokens=8, return_token_ids=True, logprobs=0).choices:
         means.append((choice.cumulative_logprob / len(choice.token_ids), choice.text))  # type: ignore[attr-defined]
     best = complete(client, n=2, best_of=6, max_tokens=8)
     assert texts(best) == [text for _, text in sorted(means, key=lambda one: -one[0])[:2]]

@@ -89,7 +89,7 @@ def test_usage_ends_at_the_match(client: openai.OpenAI, said: str) -> None:
     one = chat(client, return_token_ids=True, logprobs=True, **fields)
     ids = one.choices[0].token_ids  # type: ignore[attr-defined]
     assert one.usage is not None and one.usage.completion_tokens == len(ids)
-    again = chat(client, **fields)
+    again = chat(client, logprobs=True, **fields)
     assert again.usage is not None and again.usage.completion_tokens == len(ids)
     assert again.choices[0].cumulative_logprob == pytest.approx(one.choices[0].cumulative_logprob)  # type: ignore[attr-defined]
 
