@@ -27,7 +27,7 @@ test-fast: $(TEST_STAMP)
 	$(BIN)/python -m pytest -q -m "not slow"
 
 test-vllm: $(VLLM_STAMP)
-	$(VLLM_BIN)/python -m pytest -q -k vllm tests/vllm tests/server/conformance
+	OMP_NUM_THREADS=1 $(VLLM_BIN)/python -m pytest -q -n $(WORKERS) --dist loadfile -k vllm tests/vllm tests/server/conformance
 
 test-all: test test-vllm
 

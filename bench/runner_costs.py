@@ -39,7 +39,7 @@ class Size:
 
     loads: Mapping[int, int] = field(default_factory=lambda: {1: 8, 8: 16, 32: 64})  # at once -> requests of a round
     tokens: int = 96  # of each
-    rounds: int = 5
+    rounds: int = 7
     starts: int = 2
     greedy: int = 4  # prompts for the comparison of texts
     greedy_tokens: int = 48

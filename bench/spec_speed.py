@@ -28,7 +28,7 @@ class Size:
 
     counts: tuple[int, int] = (8, 16)  # prompts of source, and word problems
     tokens: tuple[int, int] = (128, 96)  # at most, of each
-    rounds: int = 5
+    rounds: int = 7
     ways: tuple[Way, ...] = WAYS
 
     def count(self, task: str) -> int:

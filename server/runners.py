@@ -15,7 +15,7 @@ from server.drafting import Drafting
 
 OnFatal = Callable[[BaseException], None]  # called when the engine has died, from any thread
 _TORCH_ONLY = ("draft_model", "draft_ranking", "draft_vocab", "ngrams", "spec_past_outputs")
-_VLLM_ONLY = ("vllm_args", "headless")
+_VLLM_ONLY = ("vllm_args", "vllm_native", "vllm_filter_mode", "headless")
 
 
 class LoadedRunner(Runner, Protocol):
@@ -35,7 +35,7 @@ def engine_settings(config: ServeConfig) -> EngineSettings:
 def check_runner_settings(config: ServeConfig) -> None:
     """Raises ConfigError for settings that the configured runner does not have."""
     for name in _VLLM_ONLY if config.runner == "torch" else _TORCH_ONLY:
-        if getattr(config, name):
+        if getattr(config, name) != ServeConfig.model_fields[name].get_default(call_default_factory=True):
             other = "vllm" if config.runner == "torch" else "torch"
             raise ConfigError(f"setting '{name}' belongs to the {other} runner, and 'runner' is {config.runner}")
 

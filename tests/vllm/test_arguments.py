@@ -58,6 +58,15 @@ def test_arguments_come_from_files_flags_and_variables() -> None:
     assert nested.vllm_args == {"compilation_config": {"mode": 0}, "seed": 1}
 
 
+@pytest.mark.parametrize(
+    "given", [{"vllm_args": {"seed": 1}}, {"vllm_native": False}, {"vllm_filter_mode": "never"}, {"headless": True}]
+)
+def test_settings_of_this_runner_say_nothing_to_the_other(given: dict[str, Any]) -> None:
+    check_runner_settings(ServeConfig(runner="vllm", **given))
+    with pytest.raises(ConfigError, match=f"'{next(iter(given))}' belongs to the vllm runner"):
+        check_runner_settings(ServeConfig(runner="torch", **given))
+
+
 @pytest.mark.parametrize("text", ["seed", "{a: [}", "a=[1"])
 def test_malformed_arguments_are_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="vllm_args"):

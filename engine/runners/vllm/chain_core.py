@@ -171,7 +171,7 @@ class ChainCore:
             if line.drafts:
                 self._before[line.slot] = _Before(line.position, self._stack.snapshot(line.slot))
         filtered = [line for line in lines if self._filtered[line.slot]]
-        self._draw_along(logits, [line for line in lines if line not in filtered] if filtered else lines)
+        self._draw_along(logits, [line for line in lines if not self._filtered[line.slot]])
         self._filter_along(logits, filtered)
         drafted = [line.slot for line in filtered if line.drafts]
         self._go_back(np.array(drafted, np.int64), np.array([self._before[slot].heard for slot in drafted], np.int64))

@@ -34,7 +34,7 @@ from engine.runners.vllm.reports import ReportInbox
 from engine.runners.vllm.row_inbox import RowInbox
 from engine.runners.vllm.sampling import is_native, may_filter, needs_chain
 from engine.runners.vllm.speculation import engine_wide
-from engine.runners.vllm.start import configured, has_processor, setup_for, spoils_sampling, started
+from engine.runners.vllm.start import configured, has_processor, setup_for, spoils_sampling, started, vocabulary
 from engine.runners.vllm.statistics import Counters
 from engine.settings import EngineSettings, SettingsError
 from samplers.model_facts import NO_FACTS, ModelFacts
@@ -80,11 +80,11 @@ class VllmRunner:
             generation = GenerationConfig()
         self.eos_token_ids = eos_token_ids(generation, config.model_config.hf_text_config)
         self.generation_defaults = generation_defaults(generation)
-        rows = config.model_config.get_vocab_size()
-        self.vocab_size = rows if tokens.pieces is None else min(rows, len(tokens.pieces))
-        self._native = native and self.vocab_size == rows  # else vLLM might draw ids that are no tokens
+        self.vocab_size = vocabulary(config, tokens)
+        whole = self.vocab_size == config.model_config.get_vocab_size()
+        self._native = native and whole  # else vLLM might draw ids that are no tokens
         if not (self._native or self._draws_chains):
-            why = "'vllm_native' is false" if self.vocab_size == rows else "the model has ids that are no tokens"
+            why = "'vllm_native' is false" if whole else "the model has ids that are no tokens"
             raise SettingsError(f"setting 'vllm_args': {_NO_CHAINS}, and {why}, so nobody could draw")
         self._folder = tempfile.TemporaryDirectory(prefix="drafthouse-")
         elsewhere = reports_address(config)

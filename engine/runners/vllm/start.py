@@ -44,17 +44,23 @@ def configured(arguments: Mapping[str, Any], headless: bool = False) -> VllmConf
     return config
 
 
+def vocabulary(config: VllmConfig, tokens: ModelFacts) -> int:
+    """Ids below this are tokens; the model's rows may be longer."""
+    entries = config.model_config.get_vocab_size()
+    return entries if tokens.pieces is None else min(entries, len(tokens.pieces))
+
+
 def setup_for(
     config: VllmConfig, tokens: ModelFacts, reports: Address, inbox: RowInbox | None = None
 ) -> ProcessorSetup:
     """What the processor is told, the same on every machine. tokens: what the tokenizer knows; inbox: where the rows of
     programs go, on one machine only."""
-    entries = config.model_config.get_vocab_size()
-    vocab_size = entries if tokens.pieces is None else min(entries, len(tokens.pieces))
     slots = _SLOTS_PER_SEQUENCE * config.scheduler_config.max_num_seqs
     rows = None if inbox is None else inbox.path
     row_slots = 0 if inbox is None else inbox.slots
-    return ProcessorSetup(ModelFacts(tokens.pieces, tokens.special_ids), vocab_size, slots, reports, rows, row_slots)
+    return ProcessorSetup(
+        ModelFacts(tokens.pieces, tokens.special_ids), vocabulary(config, tokens), slots, reports, rows, row_slots
+    )
 
 
 def has_processor(config: VllmConfig) -> bool:
