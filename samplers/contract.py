@@ -184,8 +184,8 @@ class Stage(Protocol):
     def new_state(self, shape: Shape) -> State | None: ...
 
     def shape(self, logits: Tensor, params: Mapping[str, Tensor], rows: Rows, state: State | None) -> Tensor:
-        """logits [R, V] fp32 -> [R, V] fp32; params[name] is [R]. Must not modify `logits` in place, and gives the
-        result away: it is `logits` itself or a tensor nobody else holds."""
+        """logits [R, V] fp32 -> [R, V] fp32; params[name] is [R]. Must not modify `logits` or `params` in place, and
+        gives the result away: it is `logits` itself or a tensor nobody else holds."""
         ...
 
 
@@ -206,5 +206,6 @@ class Draw(Protocol):
     def new_state(self, shape: Shape) -> State | None: ...
 
     def pick(self, logits: Tensor, params: Mapping[str, Tensor], rows: Rows, state: State | None) -> Tensor:
-        """logits [R, V] fp32, each row with a finite entry -> tokens [R] int64, none of them masked."""
+        """logits [R, V] fp32, each row with a finite entry -> tokens [R] int64, none of them masked. Must not modify
+        what it is given."""
         ...

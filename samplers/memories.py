@@ -22,6 +22,7 @@ from samplers.stage import FixedState
 
 log = logging.getLogger(__name__)
 Slots = npt.NDArray[np.int64]
+_COMBINATIONS = 64  # of slots, of which it is kept who uses them
 
 
 class Memory:
@@ -34,6 +35,10 @@ class Memory:
         kind = type(state)
         # it is written at admission and depends on no token
         self.fixed = kind.accept is FixedState.accept and kind.snapshot is FixedState.snapshot
+
+
+# a memory; its slots among some, for the host and for the device; and which of them these are, None: all
+_Use = tuple[Memory, Slots, Tensor, Tensor | None]
 
 
 @dataclass(frozen=True)
@@ -50,6 +55,7 @@ class Memories:
     def __init__(self, slots: int) -> None:
         self._slots = slots
         self._all: dict[int, Memory] = {}  # by identity of the state: stages may share one
+        self._uses: dict[bytes, list[_Use]] = {}  # by slots
         self.broken: dict[int, str] = {}  # slot -> the sampler that lost its state
 
     def of(self, name: str, state: State | None) -> Memory | None:
@@ -76,21 +82,30 @@ class Memories:
             if memory.uses[slot]:
                 memory.uses[slot] = False
                 memory.users -= 1
+                self._uses.clear()
                 with self._contained(memory, [slot]):
                     memory.state.free(slot)
         self.broken.pop(slot, None)  # whatever is left of its states, the next `admit` overwrites it
 
     def accept(self, slots: Slots, tokens: Tensor) -> None:
         """Commit one token to each of these distinct slots. slots, tokens: [R]."""
-        for memory in self._all.values():
-            if not memory.users:
-                continue
-            used = memory.uses[slots]
-            if used.any():
-                chosen = torch.from_numpy(np.flatnonzero(used)).to(tokens.device)
-                device_slots = torch.from_numpy(slots).to(tokens.device)
-                with self._contained(memory, slots[used]):
-                    memory.state.accept(device_slots[chosen], tokens[chosen])
+        for memory, mine, device_slots, chosen in self._of(slots, tokens.device):
+            with self._contained(memory, mine):
+                memory.state.accept(device_slots, tokens if chosen is None else tokens[chosen])
+
+    def _of(self, slots: Slots, device: torch.device) -> list[_Use]:
+        """Who has to hear of tokens of these slots; found out once while no slot changes."""
+        key = slots.tobytes()
+        uses = self._uses.get(key)
+        if uses is None:
+            if len(self._uses) >= _COMBINATIONS:
+                self._uses.clear()
+            uses = self._uses[key] = []
+            for memory in self._all.values():
+                if memory.users and not memory.fixed and len(rows := np.flatnonzero(memory.uses[slots])):
+                    chosen = None if len(rows) == len(slots) else torch.from_numpy(rows).to(device)
+                    uses.append((memory, slots[rows], torch.from_numpy(slots[rows]).to(device), chosen))
+        return uses
 
     def remembers(self, slot: int) -> bool:
         """Whether some state of the slot depends on its tokens."""
@@ -122,11 +137,11 @@ class Memories:
                     told |= memory.state.tell(slot)
         return told
 
-    @staticmethod
-    def _take(memory: Memory, slot: int) -> None:
+    def _take(self, memory: Memory, slot: int) -> None:
         if not memory.uses[slot]:
             memory.uses[slot] = True
             memory.users += 1
+            self._uses.clear()
 
     @contextmanager
     def _contained(self, memory: Memory, slots: Iterable[int]) -> Iterator[None]:

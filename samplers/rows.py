@@ -18,6 +18,14 @@ def descending(logits: Tensor) -> Tensor:
     return logits.sort(1, descending=True).values
 
 
+def ascending_order(values: Tensor) -> Tensor:
+    """Ids [R, V] of each row's values, smallest first; linear in V where a row consists of a few rising or falling
+    runs. values: [R, V]."""
+    if values.device.type == "cpu":
+        return torch.from_numpy(values.numpy().argsort(axis=1, kind="stable"))  # numpy's stable sort merges runs
+    return values.argsort(1)
+
+
 def highest(values: Tensor, k: int) -> tuple[Tensor, Tensor]:
     """(values [R, k], ids [R, k]) of the k largest entries of each row [R, V], descending, equals by ascending id."""
     found, ids = values.topk(min(k + 1, values.shape[1]), 1)

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from samplers.argmax import peaks
+from samplers.batch import Batch, Share
 from samplers.chain import Chain, Item
 from samplers.contract import Admission, Rows, Shape
 from samplers.failures import Failures, emptied, failed, guarded, rows_of, tokens_of
@@ -28,6 +29,7 @@ from samplers.scheduled import Drawing, Scheduled
 
 log = logging.getLogger(__name__)
 _CACHED = 2**20  # elements of rows that a chain is run over at a time on a CPU
+_BATCHES = 64  # combinations of slots that are kept; trees of drafts ask for many
 FIXED, GREEDY = 0, 0  # order 0: the documented one; draw 0: argmax
 
 
@@ -52,6 +54,7 @@ class SamplerStack:
         self._draw_bits = DrawBits(slots)
         self._trace_of = np.zeros(slots, np.int64)  # candidates a trace lists; 0: not traced
         self._traced = 0  # slots that are: usually none, and then nothing else is looked at
+        self._batches: dict[bytes, Batch] = {}  # by slots; none outlives a change to any slot
 
     def admit(
         self,
@@ -122,6 +125,7 @@ class SamplerStack:
         self._trace(child, int(self._trace_of[parent]))
 
     def free(self, slot: int) -> None:
+        self._batches.clear()
         for scheduled in self._stages.values():
             if scheduled.uses[slot]:
                 scheduled.uses[slot] = False
@@ -172,15 +176,7 @@ class SamplerStack:
         self, logits: Tensor, slots: Slots, positions: Slots, recorder: Recorder | None = None
     ) -> tuple[Tensor, Failures]:
         """(processed rows [R, V], failures). logits: [R, V] fp32; slots, positions: [R] int64."""
-        failures = self._broken_rows(slots)
-        orders = self._order_of[slots]
-        if not orders.any():  # the common case: everybody runs in the documented order
-            return self._run(logits, logits, slots, positions, self._orders[FIXED], None, failures, recorder), failures
-        processed = logits
-        for order in np.unique(orders):
-            members = np.flatnonzero(orders == order)
-            processed = self._run(processed, logits, slots, positions, self._orders[order], members, failures, recorder)
-        return processed, failures
+        return self._shape(logits, self._batch(slots), slots, positions, recorder)
 
     def sample(self, logits: Tensor, slots: Slots, positions: Slots) -> Sampled:
         """Shape and draw. logits: [R, V] fp32; slots, positions: [R] int64."""
@@ -195,33 +191,68 @@ class SamplerStack:
 
     def _sample(self, logits: Tensor, slots: Slots, positions: Slots) -> Sampled:
         recorder = self._recorder(logits, slots) if self._traced else None
-        processed, failures = self.shape(logits, slots, positions, recorder)
-        tokens = self._draw(logits, processed, slots, positions, failures, recorder)
+        batch = self._batch(slots)
+        processed, failures = self._shape(logits, batch, slots, positions, recorder)
+        tokens = self._draw(logits, processed, batch, positions, failures, recorder)
         if recorder is None:
             return Sampled(tokens, processed, failures)
         return Sampled(tokens, processed, failures, recorder.finish(tokens, processed, failures))
 
+    def _shape(
+        self, raw: Tensor, batch: Batch, slots: Slots, positions: Slots, recorder: Recorder | None
+    ) -> tuple[Tensor, Failures]:
+        """Apply the stages. `raw` is never written to."""
+        failures = self._broken_rows(slots)
+        logits = raw
+        for scheduled, share in batch.stages:
+            if failures:
+                share = share.without(failures)
+                if not len(share.rows):
+                    continue
+            rows, source = self._rows(share, self._stage_choices, positions, recorder), share.of(logits)
+            shaped = guarded(
+                lambda scheduled=scheduled, share=share, rows=rows, source=source: rows_of(
+                    scheduled.stage.shape(source, share.params, rows, scheduled.state), source
+                ),
+                scheduled.stage.name,
+                share.rows,
+                failures,
+            )
+            if shaped is None:
+                continue
+            if recorder is not None:
+                recorder.staged(scheduled.stage.name, share.rows, shaped)
+            if share.index is None:
+                logits = shaped
+            else:
+                if _share_memory(logits, raw):
+                    logits = logits.clone()
+                logits[share.index] = shaped
+        return logits, failures
+
     def _draw(
         self,
-        logits: Tensor,
+        raw: Tensor,
         processed: Tensor,
-        slots: Slots,
+        batch: Batch,
         positions: Slots,
         failures: Failures,
         recorder: Recorder | None,
     ) -> Tensor:
         """One token of each processed row; adds to `failures` the rows that have none."""
-        best = self._note_empty(logits, processed, failures)
-        draws = self._draw_of[slots]
-        if not draws.any():
-            return best
-        tokens = best
-        for draw in set(draws.tolist()) - {GREEDY}:
-            rows = np.flatnonzero(draws == draw)
-            rows = rows[[row not in failures for row in rows]] if failures else rows
-            if len(rows):
-                index = int(draw) - 1
-                tokens = self._pick(index, logits, processed, tokens, rows, slots, positions, failures, recorder)
+        tokens = self._note_empty(raw, processed, failures)
+        for drawing, share in batch.draws:
+            if failures:
+                share = share.without(failures)
+                if not len(share.rows):
+                    continue
+            picked = self._pick(drawing, share, raw, processed, positions, failures, recorder)
+            if picked is None:
+                continue
+            if share.index is None:
+                return picked
+            tokens = tokens.clone()
+            tokens[share.index] = picked
         return tokens
 
     @staticmethod
@@ -236,105 +267,80 @@ class SamplerStack:
 
     def _pick(
         self,
-        index: int,
+        drawing: Drawing,
+        share: Share,
         raw: Tensor,
         processed: Tensor,
-        tokens: Tensor,
-        members: Slots,
-        slots: Slots,
         positions: Slots,
         failures: Failures,
         recorder: Recorder | None,
-    ) -> Tensor:
-        whole = len(members) == len(slots)
-        mine, where = (slots, positions) if whole else (slots[members], positions[members])
-        device = processed.device
-        keys, choices = self._keys[mine], self._choices[mine]
-        noise = Noise(keys, choices, where, lambda: self._draw_bits(mine, keys, choices, where))
-        if recorder is not None:
-            noise = recorder.noise(noise, members)
-        drawing = self._draws[index]
+    ) -> Tensor | None:
+        """[r] tokens of the rows of a draw. raw, processed: [R, V]."""
         draw = drawing.draw
-        among = None if whole else torch.from_numpy(members).to(device)
-        source = processed if among is None else processed[among]
-        own = None if not draw.sees_raw else raw if among is None else raw[among]
-        rows = Rows(torch.from_numpy(mine).to(device), torch.from_numpy(where).to(device), noise, own)
+        own = share.of(raw) if draw.sees_raw else None
+        rows = self._rows(share, self._choices, positions, recorder, own, ahead=True)
+        source = share.of(processed)
         picked = guarded(
-            lambda: tokens_of(draw.pick(source, drawing.parameters.gather(rows.slots), rows, drawing.state), source),
+            lambda: tokens_of(draw.pick(source, share.params, rows, drawing.state), source),
             draw.name,
-            members,
+            share.rows,
             failures,
         )
         if picked is None:
-            return tokens
+            return None
         if recorder is not None:
-            recorder.drew(draw.name, members)
+            recorder.drew(draw.name, share.rows)
         inside = picked.clamp(0, source.shape[1] - 1)
         drawable = source.gather(1, inside.unsqueeze(1)).squeeze(1) > -torch.inf
         if not (bool(drawable.all()) and torch.equal(inside, picked)):
-            wrong = members[(~drawable | (inside != picked)).cpu().numpy()].tolist()
+            wrong = share.rows[(~drawable | (inside != picked)).cpu().numpy()].tolist()
             log.error("draw '%s' picked tokens that are masked or do not exist, in %d rows", draw.name, len(wrong))
             failures.update(dict.fromkeys(wrong, failed(draw.name)))
-            picked = inside
-        if whole:
-            return picked
-        tokens = tokens.clone()
-        tokens[torch.from_numpy(members).to(device)] = picked
-        return tokens
+        return inside
 
-    def _run(
+    def _rows(
         self,
-        logits: Tensor,
-        raw: Tensor,
-        slots: Slots,
+        share: Share,
+        choices: Slots,
         positions: Slots,
-        order: tuple[str, ...],
-        among: Slots | None,
-        failures: Failures,
         recorder: Recorder | None,
-    ) -> Tensor:
-        """Apply the stages of one order to its rows; `among` None means all rows. `raw` is never written to."""
-        device = logits.device
-        for name in order:
-            scheduled = self._stages[name]
-            if not scheduled.users:
-                continue
-            used = scheduled.uses[slots]
-            if not used.any():
-                continue
-            members = np.flatnonzero(used) if among is None else among[used[among]]
-            if failures:
-                members = members[[row not in failures for row in members]]
-            if not len(members):
-                continue
-            whole = len(members) == len(slots)
-            mine, where = (slots, positions) if whole else (slots[members], positions[members])
-            noise = Noise(self._keys[mine], self._stage_choices[mine], where)
-            if recorder is not None:
-                noise = recorder.noise(noise, members)
-            rows = Rows(torch.from_numpy(mine).to(device), torch.from_numpy(where).to(device), noise)
-            index = None if whole else torch.from_numpy(members).to(device)
-            source = logits if index is None else logits[index]
-            shaped = guarded(
-                lambda scheduled=scheduled, source=source, rows=rows: rows_of(
-                    scheduled.stage.shape(source, scheduled.parameters.gather(rows.slots), rows, scheduled.state),
-                    source,
-                ),
-                name,
-                members,
-                failures,
-            )
-            if shaped is None:
-                continue
-            if recorder is not None:
-                recorder.staged(name, members, shaped)
-            if index is None:
-                logits = shaped
-            else:
-                if _share_memory(logits, raw):
-                    logits = logits.clone()
-                logits[index] = shaped
-        return logits
+        raw: Tensor | None = None,
+        ahead: bool = False,
+    ) -> Rows:
+        """What a stage or draw is told about its rows. choices: the choice word of each slot's numbers; raw: [r, V];
+        ahead: bits of the plain draw come from those made for many positions."""
+        where = positions if share.index is None else positions[share.rows]
+        keys, words = self._keys[share.slots], choices[share.slots]
+        bits = (lambda: self._draw_bits(share.slots, keys, words, where)) if ahead else None
+        noise = Noise(keys, words, where, bits)
+        if recorder is not None:
+            noise = recorder.noise(noise, share.rows)
+        return Rows(share.device_slots, torch.from_numpy(where).to(self.device), noise, raw)
+
+    def _batch(self, slots: Slots) -> Batch:
+        """Which rows are whose; found out once while no slot changes."""
+        key = slots.tobytes()
+        batch = self._batches.get(key)
+        if batch is None:
+            if len(self._batches) >= _BATCHES:
+                self._batches.clear()
+            batch = self._batches[key] = self._new_batch(slots.copy())
+        return batch
+
+    def _new_batch(self, slots: Slots) -> Batch:
+        stages, draws = [], []
+        orders = self._order_of[slots]
+        for order in np.unique(orders):
+            members = np.flatnonzero(orders == order)
+            for scheduled in (self._stages[name] for name in self._orders[order]):
+                if scheduled.users and len(rows := members[scheduled.uses[slots[members]]]):
+                    stages.append((scheduled, Share.among(slots, rows, scheduled.parameters, self.device)))
+        drawn_by = self._draw_of[slots]
+        for draw in np.unique(drawn_by):
+            if draw != GREEDY:
+                drawing, rows = self._draws[draw - 1], np.flatnonzero(drawn_by == draw)
+                draws.append((drawing, Share.among(slots, rows, drawing.parameters, self.device)))
+        return Batch(stages, draws)
 
     def _broken_rows(self, slots: Slots) -> Failures:
         broken = self._memories.broken
