@@ -13,6 +13,7 @@ from torch import Tensor
 from samplers.argmax import lowest_argmax
 
 BITS = 52
+_FARTHEST = 100.0  # below the peak: e^-100 is far less than 2^-52
 
 
 def quantise(logits: npt.NDArray[np.floating]) -> npt.NDArray[np.int64]:
@@ -39,7 +40,10 @@ def pick(weights: npt.NDArray[np.int64], bits: npt.NDArray[np.int64]) -> npt.NDA
 def weights_of(logits: Tensor) -> Tensor:
     """`quantise` on the tensor's device, several times faster. logits: [R, V] fp32 with a finite entry per row."""
     peak = lowest_argmax(logits).unsqueeze(1)
-    return _shares(logits.double().sub_(logits.gather(1, peak)).exp_(), peak)
+    highest = logits.gather(1, peak)
+    # what is clamped has weight 0 either way, and torch's exp takes ten times as long for -inf
+    near = logits.clamp(min=highest - _FARTHEST)
+    return _shares(near.double().sub_(highest).exp_(), peak)
 
 
 def draw(logits: Tensor, bits: Tensor) -> Tensor:

@@ -10,6 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+# torch's exp takes up to two hundred times as long for -inf and for what becomes a denormal
+_FARTHEST = -80.0
+
 
 def descending(logits: Tensor) -> Tensor:
     """Each row's values, largest first. logits: [R, V] -> [R, V]."""
@@ -53,11 +56,17 @@ def _lowest_of_tied(values: Tensor, ids: Tensor, tied: Tensor) -> Tensor:
 def log_total_and_entropy(logits: Tensor) -> tuple[Tensor, Tensor]:
     """(ln sum exp, Shannon entropy in nats) of each row, masked tokens left out. logits: [R, V] -> two [R, 1] fp64."""
     peak = logits.amax(1, keepdim=True)
-    below = logits - peak
+    below = (logits - peak).clamp_(min=_FARTHEST)
     weights = below.exp()
     total = weights.sum(1, keepdim=True, dtype=torch.float64)
-    mean = below.clamp_(min=-1e30).mul_(weights).sum(1, keepdim=True, dtype=torch.float64) / total
+    mean = below.mul_(weights).sum(1, keepdim=True, dtype=torch.float64) / total
     return peak + total.log(), total.log() - mean
+
+
+def weights_below(peak: Tensor, logits: Tensor) -> Tensor:
+    """exp(logits - peak), fp32. peak: [R, 1], the largest of each row [R, V]. What should be less than e^-80 is that,
+    which no sum over a row in fp64 can tell from nothing."""
+    return (logits - peak).clamp_(min=_FARTHEST).exp_()
 
 
 def keep_from(logits: Tensor, threshold: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from samplers.contract import Param, Rows, State
 from samplers.registry import STAGES
-from samplers.rows import descending, keep_from
+from samplers.rows import descending, keep_from, weights_below
 from samplers.stage import BaseStage
 
 
@@ -26,7 +26,7 @@ class TailFree(BaseStage):
         if logits.shape[1] < 3:
             return logits
         ordered = descending(logits)
-        weights = (ordered - ordered[:, :1]).exp()
+        weights = weights_below(ordered[:, :1], ordered)
         bends = weights[:, :-2] + weights[:, 2:]
         bends.sub_(weights[:, 1:-1], alpha=2).abs_()
         summed = bends.cumsum(1, dtype=torch.float64)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from samplers.contract import Param, Rows, State
 from samplers.registry import STAGES
-from samplers.rows import descending, keep_from
+from samplers.rows import descending, keep_from, weights_below
 from samplers.stage import BaseStage
 
 
@@ -22,7 +22,7 @@ class TopP(BaseStage):
 
     def shape(self, logits: Tensor, params: Mapping[str, Tensor], rows: Rows, state: State | None) -> Tensor:
         ordered = descending(logits)
-        mass = (ordered - ordered[:, :1]).exp().cumsum(1, dtype=torch.float64)
+        mass = weights_below(ordered[:, :1], ordered).cumsum(1, dtype=torch.float64)
         wanted = params["top_p"].double().unsqueeze(1) * mass[:, -1:]
         crossing = (mass < wanted).sum(1, keepdim=True).clamp(max=logits.shape[1] - 1)
         threshold = ordered.gather(1, crossing)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from samplers.contract import Param, Rows, State
 from samplers.registry import STAGES
-from samplers.rows import ascending_order, descending, log_total_and_entropy
+from samplers.rows import ascending_order, descending, log_total_and_entropy, weights_below
 from samplers.stage import BaseStage
 
 
@@ -28,7 +28,7 @@ class Typical(BaseStage):
         ordered = descending(logits)
         distances = (expected - ordered).abs_()
         nearest = ascending_order(distances)  # of two runs, which are merged
-        mass = (ordered - ordered[:, :1]).exp_().gather(1, nearest).cumsum(1, dtype=torch.float64)
+        mass = weights_below(ordered[:, :1], ordered).gather(1, nearest).cumsum(1, dtype=torch.float64)
         wanted = params["typical_p"].double().unsqueeze(1) * mass[:, -1:]
         at = torch.searchsorted(mass, wanted).clamp_(max=mass.shape[1] - 1)  # an emptied row only has to get through
         crossing = distances.gather(1, nearest.gather(1, at))
