@@ -58,8 +58,7 @@ def asked_scores(
 
 def token_logprobs(logits: Tensor, tokens: Tensor) -> Tensor:
     """ln softmax(logits)[token] per row. logits: [R, V] fp32; tokens: [R] -> [R] fp32."""
-    chosen = logits.gather(1, tokens.unsqueeze(1)).squeeze(1)
-    return chosen - logits.logsumexp(1)
+    return logits.log_softmax(1).gather(1, tokens.unsqueeze(1)).squeeze(1)
 
 
 def token_scores(logits: Tensor, tokens: Tensor, top: int, extra: tuple[int, ...] = ()) -> list[TokenScore]:
@@ -77,7 +76,7 @@ def candidate_scores(logits: Tensor, ids: Tensor, top: int, extra: tuple[int, ..
 
 
 def _scores(logits: Tensor, ids: Tensor, top: int, extra: tuple[int, ...]) -> list[list[TokenScore]]:
-    logprobs = logits - logits.logsumexp(1, keepdim=True)
+    logprobs = logits.log_softmax(1)
     own = logprobs.gather(1, ids)
     ranks = torch.stack([(logprobs > one.unsqueeze(1)).sum(1) + 1 for one in own.unbind(1)], 1).tolist()
     tops = _top(logprobs, top) if top else [()] * len(ranks)

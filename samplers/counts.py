@@ -18,6 +18,10 @@ class OutputCounts(SlotTable):
 
     dtype = torch.int32
 
+    def __init__(self, shape: Shape) -> None:
+        super().__init__(shape)
+        self._one = torch.ones((), dtype=self.dtype, device=shape.device)
+
     def admit(self, slot: int, admission: Admission) -> None:
         row = self.table[slot]
         row.zero_()
@@ -26,7 +30,7 @@ class OutputCounts(SlotTable):
             row.copy_(torch.bincount(ids, minlength=self._shape.vocab).int())
 
     def accept(self, slots: Tensor, tokens: Tensor) -> None:
-        self.table[slots, tokens] += 1  # slots are distinct
+        self.table.index_put_((slots, tokens), self._one, accumulate=True)
 
 
 class Seen(SlotTable):
@@ -36,6 +40,7 @@ class Seen(SlotTable):
 
     def __init__(self, shape: Shape) -> None:
         super().__init__(shape)
+        self._yes = torch.ones((), dtype=self.dtype, device=shape.device)
         self._last = np.zeros(shape.slots, np.int64)  # how many tokens count; 0: all, and none are kept
         self._windows = False  # whether any slot has such a limit
         self._histories = Histories(shape)
@@ -53,7 +58,7 @@ class Seen(SlotTable):
         self._histories.write(slot, np.array(ids, np.int64) if last else np.zeros(0, np.int64))
 
     def accept(self, slots: Tensor, tokens: Tensor) -> None:
-        self.table[slots, tokens] = True
+        self.table.index_put_((slots, tokens), self._yes)
         if self._windows:
             mine = host(slots)
             limited = np.flatnonzero(self._last[mine])

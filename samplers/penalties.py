@@ -45,7 +45,7 @@ class RepetitionPenalty(BaseStage):
         assert isinstance(state, Seen)
         penalty = params["repetition_penalty"].clamp(min=_STRONGEST).unsqueeze(1)
         # one of the two terms is zero; on a CPU a choice by sign would take ten times as long
-        punished = logits.clamp(min=0) / penalty + logits.clamp(max=0) * penalty
+        punished = logits.clamp(min=0).div_(penalty).add_(logits.clamp(max=0).mul_(penalty))
         return torch.where(state.table.index_select(0, rows.slots), punished, logits)
 
 
@@ -63,7 +63,8 @@ class FrequencyPenalty(BaseStage):
 
     def shape(self, logits: Tensor, params: Mapping[str, Tensor], rows: Rows, state: State | None) -> Tensor:
         assert isinstance(state, OutputCounts)
-        return logits - params["frequency_penalty"].unsqueeze(1) * state.table.index_select(0, rows.slots)
+        charge = params["frequency_penalty"].unsqueeze(1) * state.table.index_select(0, rows.slots)
+        return torch.sub(logits, charge, out=charge)
 
 
 @STAGES.register
@@ -80,5 +81,5 @@ class PresencePenalty(BaseStage):
 
     def shape(self, logits: Tensor, params: Mapping[str, Tensor], rows: Rows, state: State | None) -> Tensor:
         assert isinstance(state, OutputCounts)
-        occurred = state.table.index_select(0, rows.slots).clamp(max=1)
-        return logits - params["presence_penalty"].unsqueeze(1) * occurred
+        charge = params["presence_penalty"].unsqueeze(1) * state.table.index_select(0, rows.slots).clamp_(max=1)
+        return torch.sub(logits, charge, out=charge)

@@ -29,7 +29,7 @@ def by_sorting(logprobs: torch.Tensor, k: int) -> list[tuple[tuple[int, float], 
 def test_top_lists_equal_sorting_with_ties_to_the_lower_id(rows: list[list[float]], k: int) -> None:
     logits = torch.tensor([row for row in rows if max(row) > -math.inf] or [[0.0] * len(rows[0])])
     tokens = logits.argmax(1)
-    logprobs = logits - logits.logsumexp(1, keepdim=True)
+    logprobs = logits.log_softmax(1)
     given_ = token_scores(logits, tokens, k)
     assert [score.top for score in given_] == by_sorting(logprobs, k)
     assert all(score.rank == 1 and score.logprob == score.top[0][1] for score in given_)

@@ -226,6 +226,8 @@ class ChainCore:
 
     def _go_back(self, slots: np.ndarray, positions: np.ndarray) -> None:
         """Undo what the states of slots have heard beyond these positions in this step."""
+        if not self._before:
+            return
         for slot in set(slots[self._heard[slots] > positions].tolist()) & self._before.keys():
             before = self._before[slot]
             self._stack.restore(slot, before.states)
@@ -233,12 +235,13 @@ class ChainCore:
 
     def _catch_up(self, slots: np.ndarray, outputs: Sequence[Tokens], positions: np.ndarray) -> None:
         """Tell the states of the tokens that were committed since, one per slot and call."""
-        heard = self._heard
-        while (behind := np.flatnonzero(heard[slots] < positions)).size:
+        lag = positions - self._heard[slots]
+        while (behind := np.flatnonzero(lag > 0)).size:
             late = slots[behind]
-            news = [self._token(slots[at], outputs[at], heard[slots[at]]) for at in behind]
-            self._stack.accept(late, torch.tensor(news, device=self._stack.device))
-            heard[late] += 1
+            news = [self._token(slots[at], outputs[at], positions[at] - lag[at]) for at in behind]
+            self._stack.accept(late, torch.from_numpy(np.array(news)).to(self._stack.device))
+            self._heard[late] += 1
+            lag -= 1
 
     def _token(self, slot: int, output: Tokens, position: int) -> int:
         """The token at an output position of a choice."""
