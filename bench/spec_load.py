@@ -1,6 +1,8 @@
 """Throughput of many requests at once: `drafthouse bench spec --part load`.
 
 Counted while as many are at work: at the end, when nothing is left to begin, the slowest requests would decide alone.
+Texts have different lengths: plain decoding of equally long ones would go in lockstep, and the next ones would take
+over whole rows of the cache, which no traffic does and drafts undo.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from spec_decode.statistics import SpecStatistics
 
 AT_ONCE = 16
 LEAST = 0.97  # target for auto
+_STEP = 37  # between the lengths of one text and the next, around the circle
 WAYS = named(PLAIN, AUTO, "prompt lookup", "suffix", "match, auto", "block, auto", "match, 4", "block, 4")
 
 
@@ -27,7 +30,7 @@ class Size:
 
     requests: int = 64  # of a round
     at_once: int = AT_ONCE
-    tokens: int = 96  # at most, of each
+    tokens: int = 96  # at most, of each; on average, of code
     rounds: int = 7
     ways: tuple[Way, ...] = WAYS
 
@@ -99,19 +102,26 @@ class Measuring:
 
     def _jobs(self, task: str, chain: Chain, round_: int, speculation: SpecRequest | None) -> list[Job]:
         """Source goes on to its last token; solutions end."""
+        size = self._size
         return [
             Job(
                 number,
                 chain,
                 prompt,
-                round_ * self._size.requests + number,
+                round_ * size.requests + number,
                 1,
-                self._size.tokens,
+                _length(number, size.tokens) if task == CODE else size.tokens,
                 whole=task == CODE,
                 speculation=speculation,
             )
             for number, prompt in enumerate(self._prompts[task])
         ]
+
+
+def _length(number: int, mean: int) -> int:
+    """Of a text of source: from two thirds of the mean to four thirds, in no order."""
+    spread = 2 * (mean // 3) + 1
+    return mean - mean // 3 + number * _STEP % spread
 
 
 def claims(measured: Throughput) -> list[Claim]:

@@ -49,7 +49,8 @@ def load_markdown(measured: Throughput) -> list[str]:
             times = "" if way == PLAIN else spread(measured.ratios(case, way), 2)
             rows.append([case_name(case), way, spread(own.per_second, 0), times, *_done(own.done, way)])
     return [
-        f"{size.at_once} requests at once, {size.requests} a round, up to {size.tokens} tokens each. {ABOUT} "
+        f"{size.at_once} requests at once, {size.requests} a round; {size.tokens} tokens each, for code from two "
+        f"thirds to four thirds of that, for word problems at most. {ABOUT} "
         f"{size.rounds} rounds after one to warm up, which also fills the prefix cache. {_MEASURED_IN_PROCESS} Median "
         "(lowest-highest) over rounds.",
         "",

@@ -33,6 +33,8 @@ class Bench:
         self.positions = np.zeros(slots, np.int64)
         self.keys, self.choices = np.zeros(slots, np.int64), np.zeros(slots, np.int64)
         self.admissions: dict[int, Admission] = {}
+        # what slots were told of theirs, kept as a stack keeps it, so that who writes to it spoils it for a later call
+        self._told: dict[tuple[int, ...], Mapping[str, Tensor]] = {}
 
     def admit(
         self,
@@ -52,6 +54,7 @@ class Bench:
         )
         self.admissions[slot] = admission
         self.parameters.write(slot, values)
+        self._told.clear()
         self.positions[slot] = len(output)
         self.keys[slot], self.choices[slot] = stream
         if self.state is not None:
@@ -67,7 +70,7 @@ class Bench:
     def call(self, ids: Tensor, slots: Sequence[int], ahead: Sequence[int] = (0,)) -> Any:
         """The sampler's answer to rows of ids [R, vocab], as it is; the rows are its to spoil."""
         rows = self.rows_of(slots, ahead)
-        params = self.parameters.gather(rows.slots)
+        params = self._told.setdefault(tuple(slots), self.parameters.gather(rows.slots))
         if self.is_draw:
             draw = cast(Draw, self.sampler)
             return draw.pick(ids, params, replace(rows, raw=ids) if draw.sees_raw else rows, self.state)
@@ -111,6 +114,7 @@ class Bench:
 
     def fork(self, parent: int, child: int) -> None:
         self.parameters.copy(parent, child)
+        self._told.clear()
         for array in (self.positions, self.keys, self.choices):
             array[child] = array[parent]
         if self.state is not None:

@@ -85,6 +85,11 @@ class Spoils(Good):
         return logits.sub_(1.0)
 
 
+class SpoilsParameters(Good):
+    def shape(self, logits: torch.Tensor, params: Any, rows: Rows, state: Any) -> torch.Tensor:
+        return super().shape(logits, {"suspect": params["suspect"].mul_(0.5)}, rows, state)
+
+
 class Empties(Good):
     def shape(self, logits: torch.Tensor, params: Any, rows: Rows, state: Any) -> torch.Tensor:
         return logits.masked_fill(logits.softmax(1) < 0.6, -torch.inf)
@@ -174,6 +179,7 @@ def remembers(forgets: str) -> type[BaseStage]:
     ("suspect", "check"),
     [
         (Spoils, "pure"),
+        (SpoilsParameters, "pure"),
         (Empties, "keeps_one"),
         (Revives, "masked"),
         (CutsTies, "renamed"),

@@ -71,6 +71,7 @@ class ChainCore:
         branches go; None: nowhere."""
         self._vocab = setup.vocab_size
         self._stack = SamplerStack(setup.slots, setup.vocab_size, device, setup.facts)
+        self._certain = torch.zeros((), device=device)  # the logit of what was drawn
         self._reports, self._block = reports, block
         self._free = list(range(setup.slots - 1, -1, -1))
         self._slot_of: dict[str, int] = {}  # by key of the choice; the one used longest ago comes first
@@ -184,9 +185,10 @@ class ChainCore:
             # a copy: states keep rows until they hear which token was drawn, and these are written to below
             raw = logits[index, : self._vocab]
             sampled = self._stack.sample(raw, slots, positions)
-            drawn, chosen = _without(sampled.failures, len(lines), logits)
-            logits[index[chosen]] = -torch.inf
-            logits[index[chosen], sampled.tokens[chosen]] = 0.0
+            drawn = _without(sampled.failures, len(lines))
+            where = _of(index, drawn)
+            logits.index_fill_(0, where, -torch.inf)
+            logits.index_put_((where, _of(sampled.tokens, drawn)), self._certain)
             self._deliver(slots, raw, sampled)
             self._explain(lines, depth, raw, sampled)
             self._report_all(lines, depth, sampled.failures)
@@ -203,9 +205,10 @@ class ChainCore:
         while lines:
             slots, positions, index = _places(lines, depth, logits)
             shaped, failures = self._stack.law(logits[index, : self._vocab], slots, positions)
-            alive, chosen = _without(failures, len(lines), logits)
-            logits[index[chosen]] = -torch.inf
-            logits[index[chosen], : self._vocab] = shaped[chosen]
+            alive = _without(failures, len(lines))
+            where = _of(index, alive)
+            logits.index_fill_(0, where, -torch.inf)
+            logits[where, : self._vocab] = _of(shaped, alive)
             self._report_all(lines, depth, failures)
             longer = [at for at in alive if depth < len(lines[at].drafts) and lines[at].drafts[depth] >= 0]
             if not longer:
@@ -292,11 +295,15 @@ def connected(config: VllmConfig, device: torch.device) -> ChainCore:
 
 def _places(lines: list[_Line], depth: int, logits: Tensor) -> tuple[np.ndarray, np.ndarray, Tensor]:
     """(slots, positions, rows of the logits) behind so many drafts."""
-    rows = torch.tensor([line.row + depth for line in lines], device=logits.device)
+    rows = torch.from_numpy(np.array([line.row + depth for line in lines])).to(logits.device)
     return np.array([line.slot for line in lines]), np.array([line.position + depth for line in lines]), rows
 
 
-def _without(failures: Failures, count: int, logits: Tensor) -> tuple[list[int], Tensor]:
-    """Which of so many rows have not failed, for the host and for the device."""
-    whole = [at for at in range(count) if at not in failures]
-    return whole, torch.tensor(whole, dtype=torch.int64, device=logits.device)
+def _without(failures: Failures, count: int) -> list[int]:
+    """Which of so many rows have not failed."""
+    return [at for at in range(count) if at not in failures]
+
+
+def _of(rows: Tensor, which: list[int]) -> Tensor:
+    """These rows, ascending; the tensor itself where that is all of them."""
+    return rows if len(which) == len(rows) else rows[which]
