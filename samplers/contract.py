@@ -122,7 +122,8 @@ class State(Protocol):
         ...
 
     def accept(self, slots: Tensor, tokens: Tensor) -> None:
-        """Commit one token to each of these distinct slots. slots, tokens: [R] int64."""
+        """Commit one token to each of these distinct slots. slots, tokens: [R] int64, not to be written to: others get
+        them too."""
         ...
 
     def snapshot(self, slot: int) -> Any:
@@ -184,8 +185,8 @@ class Stage(Protocol):
     def new_state(self, shape: Shape) -> State | None: ...
 
     def shape(self, logits: Tensor, params: Mapping[str, Tensor], rows: Rows, state: State | None) -> Tensor:
-        """logits [R, V] fp32 -> [R, V] fp32; params[name] is [R]. Must not modify `logits` or `params` in place, and
-        gives the result away: it is `logits` itself or a tensor nobody else holds."""
+        """logits [R, V] fp32 -> [R, V] fp32; params[name] is [R]. Must not modify what it is given, and gives the
+        result away: it is `logits` itself or a tensor nobody else holds."""
         ...
 
 

@@ -100,11 +100,12 @@ class Memories:
         if uses is None:
             if len(self._uses) >= _COMBINATIONS:
                 self._uses.clear()
-            uses = self._uses[key] = []
+            uses = []
             for memory in self._all.values():
                 if memory.users and not memory.fixed and len(rows := np.flatnonzero(memory.uses[slots])):
                     chosen = None if len(rows) == len(slots) else torch.from_numpy(rows).to(device)
                     uses.append((memory, slots[rows], torch.from_numpy(slots[rows]).to(device), chosen))
+            self._uses[key] = uses
         return uses
 
     def remembers(self, slot: int) -> bool:

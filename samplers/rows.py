@@ -22,8 +22,8 @@ def descending(logits: Tensor) -> Tensor:
 
 
 def ascending_order(values: Tensor) -> Tensor:
-    """Ids [R, V] of each row's values, smallest first; linear in V where a row consists of a few rising or falling
-    runs. values: [R, V]."""
+    """Ids [R, V] of each row's values, smallest first; linear in V where a row consists of a few rising or
+    strictly falling runs. values: [R, V]."""
     if values.device.type == "cpu":
         return torch.from_numpy(values.numpy().argsort(axis=1, kind="stable"))  # numpy's stable sort merges runs
     return values.argsort(1)
@@ -54,7 +54,8 @@ def _lowest_of_tied(values: Tensor, ids: Tensor, tied: Tensor) -> Tensor:
 
 
 def log_total_and_entropy(logits: Tensor) -> tuple[Tensor, Tensor]:
-    """(ln sum exp, Shannon entropy in nats) of each row, masked tokens left out. logits: [R, V] -> two [R, 1] fp64."""
+    """(ln sum exp, Shannon entropy in nats) of each row, in which a masked token counts e^-80 of the most probable one.
+    logits: [R, V] -> two [R, 1] fp64."""
     peak = logits.amax(1, keepdim=True)
     below = (logits - peak).clamp_(min=_FARTHEST)
     weights = below.exp()

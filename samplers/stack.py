@@ -172,11 +172,9 @@ class SamplerStack:
         self._note_empty(logits, processed, failures)
         return processed, failures
 
-    def shape(
-        self, logits: Tensor, slots: Slots, positions: Slots, recorder: Recorder | None = None
-    ) -> tuple[Tensor, Failures]:
+    def shape(self, logits: Tensor, slots: Slots, positions: Slots) -> tuple[Tensor, Failures]:
         """(processed rows [R, V], failures). logits: [R, V] fp32; slots, positions: [R] int64."""
-        return self._shape(logits, self._batch(slots), slots, positions, recorder)
+        return self._shape(logits, self._batch(slots), slots, positions, None)
 
     def sample(self, logits: Tensor, slots: Slots, positions: Slots) -> Sampled:
         """Shape and draw. logits: [R, V] fp32; slots, positions: [R] int64."""

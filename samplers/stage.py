@@ -57,7 +57,8 @@ class BaseDraw:
 
 
 class FixedState:
-    """Base of states that are written at admission and do not depend on the tokens that follow."""
+    """Base of states that are written at admission and do not depend on the tokens that follow. They are not told of
+    tokens unless they override `accept` or `snapshot`."""
 
     def accept(self, slots: Tensor, tokens: Tensor) -> None:
         """Nothing depends on the tokens."""
