@@ -5,8 +5,9 @@ Does not change while the same slots are sampled from, as decoding does step aft
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -15,6 +16,8 @@ from torch import Tensor
 from samplers.memories import Slots
 from samplers.parameters import SlotParameters
 from samplers.scheduled import Drawing, Scheduled
+
+Owner = TypeVar("Owner")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,3 +59,11 @@ class Batch:
 
     stages: Sequence[tuple[Scheduled, Share]]
     draws: Sequence[tuple[Drawing, Share]]
+
+
+def left(shares: Sequence[tuple[Owner, Share]], failures: Collection[int]) -> Iterator[tuple[Owner, Share]]:
+    """Shares without the rows that have failed by the time it is their turn; none without any row."""
+    for owner, share in shares:
+        rest = share.without(failures) if failures else share
+        if len(rest.rows):
+            yield owner, rest

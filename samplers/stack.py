@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from samplers.argmax import peaks
-from samplers.batch import Batch, Share
+from samplers.batch import Batch, Share, left
 from samplers.chain import Chain, Item
 from samplers.contract import Admission, Rows, Shape
 from samplers.failures import Failures, emptied, failed, guarded, rows_of, tokens_of
@@ -202,11 +202,7 @@ class SamplerStack:
         """Apply the stages. `raw` is never written to."""
         failures = self._broken_rows(slots)
         logits = raw
-        for scheduled, share in batch.stages:
-            if failures:
-                share = share.without(failures)
-                if not len(share.rows):
-                    continue
+        for scheduled, share in left(batch.stages, failures):
             rows, source = self._rows(share, self._stage_choices, positions, recorder), share.of(logits)
             shaped = guarded(
                 lambda scheduled=scheduled, share=share, rows=rows, source=source: rows_of(
@@ -239,11 +235,7 @@ class SamplerStack:
     ) -> Tensor:
         """One token of each processed row; adds to `failures` the rows that have none."""
         tokens = self._note_empty(raw, processed, failures)
-        for drawing, share in batch.draws:
-            if failures:
-                share = share.without(failures)
-                if not len(share.rows):
-                    continue
+        for drawing, share in left(batch.draws, failures):
             picked = self._pick(drawing, share, raw, processed, positions, failures, recorder)
             if picked is None:
                 continue

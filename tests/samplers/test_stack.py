@@ -125,6 +125,33 @@ def test_counts_follow_accept_restore_and_fork() -> None:
     assert penalty(0) == count([])
 
 
+def test_what_a_batch_is_found_to_be_is_forgotten_when_a_slot_changes() -> None:
+    """The same slots are asked for all the time while their owners come, fork and go."""
+    together = SamplerStack(3, VOCABULARY, torch.device("cpu"))
+    random = np.random.default_rng(0)
+    owners: list[tuple[dict[str, Any], int, list[int]]] = []  # fields, seed, tokens so far
+    for slot in range(3):
+        owners.append(({}, slot, []))
+        admit(together, slot, {})
+    for step in range(120):
+        slot, other = (int(one) for one in random.permutation(3)[:2])
+        if step % 3 == 1:
+            owners[slot] = (REQUESTS[int(random.integers(len(REQUESTS)))], step, [])
+            admit(together, slot, owners[slot][0], seed=step)
+        elif step % 3 == 2:
+            fields, seed, tokens = owners[other]
+            owners[slot] = (fields, seed, list(tokens))
+            together.fork(other, slot)
+        rows, found = logits(3, step), sample(together, logits(3, step), [0, 1, 2], step)
+        for row, (fields, seed, tokens) in enumerate(owners):
+            alone = SamplerStack(1, VOCABULARY, torch.device("cpu"))
+            admit(alone, 0, fields, seed=seed, output_ids=tokens)
+            expected = sample(alone, rows[row : row + 1], [0], step)
+            assert torch.equal(found.processed[row], expected.processed[0]) and found.tokens[row] == expected.tokens[0]
+            tokens.append(int(found.tokens[row]))
+        assert not together.accept(np.arange(3), found.tokens)
+
+
 def test_frequency_and_presence_share_one_count_of_what_was_generated() -> None:
     stack = SamplerStack(2, VOCABULARY, torch.device("cpu"))
     admit(stack, 0, {"frequency_penalty": 0.5, "presence_penalty": 0.25})
